@@ -1,0 +1,1 @@
+"""Continuous training on Ray."""

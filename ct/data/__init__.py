@@ -1,0 +1,1 @@
+"""Tables, ingest, checks, profiles, the prediction log and labels."""

@@ -1,0 +1,1 @@
+"""Drift, live quality, causes, alerts."""

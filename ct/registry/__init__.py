@@ -1,0 +1,1 @@
+"""Model versions, their files, and the routes that give them traffic."""

@@ -1,0 +1,71 @@
+"""The files of a model version: their names, what the spec says, and reading them back verified. Knows neither torch nor ONNX."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from ct.errors import Corrupt
+from ct.ids import canonical
+from ct.store.artifacts import Artifacts
+
+WEIGHTS = "weights.safetensors"
+SPEC = "spec.json"
+ENCODER = "encoder.json"
+GOLDEN = "golden.json"
+ONNX = "model.onnx"
+NAMES = (WEIGHTS, SPEC, ENCODER, GOLDEN, ONNX)
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that serving must know of a model besides its numbers.
+
+    `request` maps each request column to "number", "text" or "time"; `features` are the declared features as data
+    (features/declare.py turns them back); `lookups` names each source table's columns the online store needs.
+    """
+
+    endpoint: str
+    version: str
+    key: tuple[str, ...]
+    time: str
+    request: Mapping[str, str]
+    segments: tuple[str, ...]
+    features: tuple[Mapping[str, Any], ...]
+    label: Mapping[str, Any]
+    threshold: float
+    observe: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    lineage: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_bytes(self) -> bytes:
+        """One spelling of the spec as JSON."""
+        return canonical(asdict(self)).encode()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> ModelSpec:
+        """The spec that `to_bytes` wrote. Raises Corrupt for another format."""
+        fields = json.loads(data)
+        if fields.get("format") != FORMAT:
+            raise Corrupt(f"a model spec of format {fields.get('format')!r}", f"format {FORMAT}", "retrain or upgrade ct")
+        for name in ("key", "segments", "features"):
+            fields[name] = tuple(fields[name])
+        return ModelSpec(**fields)
+
+
+def store(artifacts: Artifacts, files: Mapping[str, bytes]) -> str:
+    """Store a version's files and return the manifest's digest. Raises Corrupt when a file is missing."""
+    if missing := set(NAMES) - set(files):
+        raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {list(NAMES)}", "export it again")
+    return artifacts.put_set(files)
+
+
+def fetch(artifacts: Artifacts, manifest: str) -> dict[str, bytes]:
+    """A version's files, every byte checked against the manifest. Raises NotFound or Corrupt."""
+    files = artifacts.get_set(manifest)
+    if missing := set(NAMES) - set(files):
+        raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {list(NAMES)}", "export it again")
+    return files

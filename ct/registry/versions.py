@@ -1,0 +1,126 @@
+"""Model versions: numbered, immutable, each with its gate record; champion, candidate and retired follow from the routes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from ct.errors import Conflict, NotFound
+from ct.registry import routes
+from ct.store.journal import Event, Journal, New
+
+
+@dataclass(frozen=True)
+class Version:
+    """One model version. `verdict` is the gate's; `override` says who overruled it and why, empty when nobody did."""
+
+    name: str
+    manifest: str
+    run: str
+    verdict: str
+    at: datetime
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reasons: tuple[str, ...] = ()
+    override: str = ""
+
+    @property
+    def cleared(self) -> bool:
+        """May it get traffic?"""
+        return self.verdict == "pass" or bool(self.override)
+
+
+def stream(pipeline: str) -> str:
+    """The journal stream of a pipeline's versions."""
+    return f"model/{pipeline}"
+
+
+def register(
+    journal: Journal,
+    pipeline: str,
+    *,
+    manifest: str,
+    run: str,
+    verdict: str,
+    metrics: Mapping[str, float],
+    reasons: tuple[str, ...] = (),
+    override: str = "",
+) -> Version:
+    """Record a version; its name is v1, v2, … in order. Registering the same run again returns the version it has.
+
+    Raises Conflict when another process registers at the same moment.
+    """
+    known = all_versions(journal, pipeline)
+    for version in known:
+        if version.run == run:
+            return version
+    name = f"v{len(known) + 1}"
+    data: dict[str, Any] = {
+        "version": name,
+        "manifest": manifest,
+        "run": run,
+        "verdict": verdict,
+        "metrics": dict(metrics),
+        "reasons": list(reasons),
+        "override": override,
+    }
+    journal.append(stream(pipeline), [New("VersionRegistered", data)], expected=len(known))
+    return get(journal, pipeline, name)
+
+
+def next_name(journal: Journal, pipeline: str, run: str) -> str:
+    """The name that `run` has or would get."""
+    known = all_versions(journal, pipeline)
+    return next((version.name for version in known if version.run == run), f"v{len(known) + 1}")
+
+
+def all_versions(journal: Journal, pipeline: str) -> tuple[Version, ...]:
+    """Every version, oldest first."""
+    return tuple(_version(event) for event in journal.read(stream(pipeline)))
+
+
+def get(journal: Journal, pipeline: str, name: str) -> Version:
+    """One version. Raises NotFound naming those there are."""
+    known = all_versions(journal, pipeline)
+    for version in known:
+        if version.name == name:
+            return version
+    raise NotFound(f"{pipeline!r} has no version {name!r}", f"one of {[version.name for version in known]}", "see `ct status`")
+
+
+def alias(journal: Journal, pipeline: str) -> dict[str, str]:
+    """{version: "champion" | "candidate" | "retired" | "registered"}, folded from the routes."""
+    route = routes.current(journal, pipeline)
+    served = {entry.route.stable.version for entry in routes.history(journal, pipeline)}
+    names = {version.name: "retired" if version.name in served else "registered" for version in all_versions(journal, pipeline)}
+    if route is not None:
+        names[route.stable.version] = "champion"
+        if route.canary is not None:
+            names[route.canary.version] = "candidate"
+    return names
+
+
+def arm(version: Version) -> routes.Arm:
+    """The version as a route's arm. Raises Conflict for one that the gate did not clear."""
+    if not version.cleared:
+        raise Conflict(
+            f"{version.name} has the verdict {version.verdict!r}",
+            "a version that passed its gate",
+            "overrule it with --override and a reason, which is journaled",
+        )
+    return routes.Arm(version.name, version.manifest)
+
+
+def _version(event: Event) -> Version:
+    data = event.data
+    return Version(
+        name=data["version"],
+        manifest=data["manifest"],
+        run=data["run"],
+        verdict=data["verdict"],
+        at=event.at,
+        metrics=data["metrics"],
+        reasons=tuple(data["reasons"]),
+        override=data["override"],
+    )

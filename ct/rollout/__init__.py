@@ -1,0 +1,1 @@
+"""How a candidate gets traffic: plans, verdicts, steps."""

@@ -1,0 +1,1 @@
+"""The Ray Serve application: endpoint, slots, router, runtime."""

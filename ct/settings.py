@@ -1,0 +1,121 @@
+"""Where things live: flags over environment over ct.toml over defaults. No secret has a default."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ct.errors import InvalidSettings
+
+FILE = "ct.toml"
+
+
+class Settings(BaseModel):
+    """One project's settings. Every field may stand in ct.toml, or in the environment as CT_<FIELD>."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    root: Path = Path(".")
+    pipeline: str = "pipeline.py"
+    state: Path = Field(default=Path(".ct"), description="Folder for all local state, relative to root.")
+    database_url: str = Field(
+        default="", description="SQLAlchemy URL of the journal and catalogue; SQLite in `state` when empty."
+    )
+    ray_address: str = Field(default="", description="Ray cluster; empty means one that ct starts on this machine.")
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    replicas: int = Field(default=1, ge=1, le=1000)
+    workers: int = Field(default=0, ge=0, le=1024, description="Ray Train workers; 0 trains in one local process.")
+    webhook: str = Field(default="", description="Alerts are posted here as JSON; empty means log only.")
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_rows: int = Field(default=1000, ge=1)
+
+    @property
+    def home(self) -> Path:
+        """The absolute folder of local state."""
+        return (self.root / self.state).resolve()
+
+    @property
+    def database(self) -> str:
+        """The database's URL."""
+        return self.database_url or f"sqlite:///{self.home / 'journal.db'}"
+
+    @property
+    def catalog_database(self) -> str:
+        """The Iceberg catalogue's database URL."""
+        return self.database_url or f"sqlite:///{self.home / 'catalog.db'}"
+
+    @property
+    def warehouse(self) -> Path:
+        """Folder of the Iceberg tables."""
+        return self.home / "warehouse"
+
+    @property
+    def artifacts(self) -> Path:
+        """Folder of content-addressed files."""
+        return self.home / "artifacts"
+
+    @property
+    def inbox(self) -> Path:
+        """Folder of the prediction log's segments."""
+        return self.home / "inbox"
+
+    @property
+    def online(self) -> Path:
+        """SQLite file of the online feature store."""
+        return self.home / "online.db"
+
+    @property
+    def endpoint(self) -> str:
+        """Base URL of the HTTP endpoint."""
+        return f"http://{self.host}:{self.port}"
+
+    def environment(self) -> dict[str, str]:
+        """The settings as CT_ variables, for child processes and remote workers."""
+        values = self.model_dump(mode="json")
+        values["root"] = str(self.root.resolve())
+        return {f"CT_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def load(root: Path | str | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
+    """Settings for the project at `root` (default: CT_ROOT, else the working folder).
+
+    `flags` that are None do not count. Raises InvalidSettings naming every wrong key.
+    """
+    environ = os.environ if environ is None else environ
+    folder = Path(root or environ.get("CT_ROOT") or ".").resolve()
+    values: dict[str, Any] = _read(folder / FILE)
+    known = set(Settings.model_fields)
+    if unknown := set(values) - known:
+        raise InvalidSettings(_unknown(sorted(unknown), known, FILE), "", f"mend {folder / FILE}")
+    values |= {name: environ[f"CT_{name.upper()}"] for name in known - {"root"} if f"CT_{name.upper()}" in environ}
+    values |= {name: value for name, value in flags.items() if value is not None}
+    values["root"] = folder
+    try:
+        return Settings.model_validate(values)
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors()]
+        raise InvalidSettings("; ".join(wrong), "values of the documented type", f"see {FILE} or the CT_ variables") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidSettings(f"{path} is not TOML: {error}", "key = value lines", "mend that line") from None
+
+
+def _unknown(unknown: list[str], known: set[str], where: str) -> str:
+    hints = []
+    for key in unknown:
+        near = get_close_matches(key, known, 1)
+        hints.append(f"unknown key {key!r} in {where}" + (f" (did you mean {near[0]!r}?)" if near else ""))
+    return "; ".join(hints)

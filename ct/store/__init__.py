@@ -1,0 +1,1 @@
+"""The journal, the artifacts and the lineage."""

@@ -1,0 +1,178 @@
+"""Append-only events in streams, hash-chained, guarded by compare-and-set; and the fold over them. SQLite or PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import reduce
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+
+from ct.clock import Clock, SystemClock
+from ct.errors import Conflict, Corrupt
+from ct.ids import Json, canonical, sha256
+
+S = TypeVar("S")
+_META = sa.MetaData()
+_EVENTS = sa.Table(
+    "ct_events",
+    _META,
+    sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("stream", sa.String(200), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("type", sa.String(100), nullable=False),
+    sa.Column("data", sa.Text, nullable=False),
+    sa.Column("at", sa.String(40), nullable=False),
+    sa.Column("actor", sa.String(100), nullable=False),
+    sa.Column("hash", sa.String(64), nullable=False),
+    sa.UniqueConstraint("stream", "version"),
+)
+_GENESIS = "0" * 64
+
+
+@dataclass(frozen=True)
+class Event:
+    """One change. `seq` counts over the whole journal from 1, `version` over its stream from 1."""
+
+    seq: int
+    stream: str
+    version: int
+    type: str
+    data: dict[str, Json]
+    at: datetime
+    actor: str
+    hash: str
+
+
+@dataclass(frozen=True)
+class New:
+    """An event to be appended."""
+
+    type: str
+    data: dict[str, Json]
+
+
+class Journal:
+    """The events of one project. Safe for several processes; every append is one transaction."""
+
+    def __init__(self, url: str, *, clock: Clock | None = None, actor: str = "ct") -> None:
+        if url.startswith("sqlite:///"):
+            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        self._clock = clock or SystemClock()
+        self.actor = actor
+        if self._engine.dialect.name == "sqlite":
+            sa.event.listen(self._engine, "connect", _sqlite_connect)
+            sa.event.listen(self._engine, "begin", _sqlite_begin)
+        _META.create_all(self._engine)
+
+    def append(self, stream: str, events: Sequence[New], *, expected: int | None = None) -> tuple[Event, ...]:
+        """Append `events` to `stream` in one transaction.
+
+        `expected` is the stream's version the caller has read (0: no events yet); None appends whatever stands there.
+        Raises Conflict when the stream has moved on.
+        """
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.text("LOCK TABLE ct_events IN SHARE ROW EXCLUSIVE MODE"))
+            return self._append(connection, stream, events, expected)
+
+    def _append(self, connection: sa.Connection, stream: str, events: Sequence[New], expected: int | None) -> tuple[Event, ...]:
+        version = connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
+        if expected is not None and version != expected:
+            raise Conflict(f"stream {stream!r} is at version {version}", f"version {expected}", "read it again and decide anew")
+        last = connection.execute(sa.select(_EVENTS.c.seq, _EVENTS.c.hash).order_by(_EVENTS.c.seq.desc()).limit(1)).first()
+        seq, previous = (last.seq, last.hash) if last else (0, _GENESIS)
+        made = []
+        for offset, event in enumerate(events, start=1):
+            row = {
+                "seq": seq + offset,
+                "stream": stream,
+                "version": version + offset,
+                "type": event.type,
+                "data": canonical(event.data),
+                "at": self._clock.now().astimezone(UTC).isoformat(),
+                "actor": self.actor,
+            }
+            row["hash"] = previous = _link(previous, row)
+            connection.execute(_EVENTS.insert().values(row))
+            made.append(_event(row))
+        return tuple(made)
+
+    def read(
+        self, stream: str | None = None, *, after: int = 0, types: Iterable[str] = (), prefix: str = ""
+    ) -> Iterator[Event]:
+        """Events in order: of one stream, or of all whose name starts with `prefix`; only those with seq > `after`."""
+        query = sa.select(_EVENTS).where(_EVENTS.c.seq > after).order_by(_EVENTS.c.seq)
+        if stream is not None:
+            query = query.where(_EVENTS.c.stream == stream)
+        if prefix:
+            query = query.where(_EVENTS.c.stream.startswith(prefix, autoescape=True))
+        if wanted := tuple(types):
+            query = query.where(_EVENTS.c.type.in_(wanted))
+        with self._reading() as connection:
+            rows = connection.execute(query).mappings().all()
+        for row in rows:
+            yield _event(dict(row))
+
+    def version(self, stream: str) -> int:
+        """The number of events in `stream`."""
+        with self._reading() as connection:
+            return connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
+
+    def head(self) -> int:
+        """The newest event's seq, 0 for none."""
+        with self._reading() as connection:
+            return connection.scalar(sa.select(sa.func.max(_EVENTS.c.seq))) or 0
+
+    def fold(self, stream: str, step: Callable[[S, Event], S], initial: S) -> S:
+        """The state that `step` makes of a stream's events, beginning with `initial`."""
+        return reduce(step, self.read(stream), initial)
+
+    def verify(self) -> int:
+        """Recompute the whole hash chain and return its length. Raises Corrupt naming the first event that does not fit."""
+        previous, expected_seq = _GENESIS, 1
+        with self._reading() as connection:
+            for row in connection.execute(sa.select(_EVENTS).order_by(_EVENTS.c.seq)).mappings():
+                fields = {key: row[key] for key in ("seq", "stream", "version", "type", "data", "at", "actor")}
+                if row["seq"] != expected_seq or row["hash"] != _link(previous, fields):
+                    raise Corrupt(
+                        f"journal event {row['seq']} ({row['type']} in {row['stream']}) does not fit the hash chain",
+                        f"event {expected_seq} following hash {previous[:12]}",
+                        "restore the journal from a backup; nothing after the previous event can be trusted",
+                    )
+                previous, expected_seq = row["hash"], expected_seq + 1
+        return expected_seq - 1
+
+    def _reading(self) -> sa.Connection:
+        return self._engine.connect().execution_options(ct_reading=True)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+
+def _link(previous: str, row: dict[str, Any]) -> str:
+    return sha256(previous + canonical({key: row[key] for key in ("seq", "stream", "version", "type", "data", "at", "actor")}))
+
+
+def _event(row: dict[str, Any]) -> Event:
+    return Event(
+        row["seq"], row["stream"], row["version"], row["type"], json.loads(row["data"]),
+        datetime.fromisoformat(row["at"]), row["actor"], row["hash"],
+    )  # fmt: skip
+
+
+def _sqlite_connect(connection: Any, _record: Any) -> None:
+    connection.isolation_level = None  # SQLAlchemy's "begin" hook below opens the transaction itself
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "busy_timeout=30000"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _sqlite_begin(connection: sa.Connection) -> None:
+    reading = connection.get_execution_options().get("ct_reading", False)
+    connection.exec_driver_sql("BEGIN" if reading else "BEGIN IMMEDIATE")
