@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -45,12 +45,12 @@ def register(
     verdict: str,
     metrics: Mapping[str, float],
     reasons: tuple[str, ...] = (),
-    override: str = "",
 ) -> Version:
     """Record a version; its name is v1, v2, … in order. Registering the same run again returns the version it has.
 
     Raises Conflict when another process registers at the same moment.
     """
+    position = journal.version(stream(pipeline))
     known = all_versions(journal, pipeline)
     for version in known:
         if version.run == run:
@@ -63,9 +63,21 @@ def register(
         "verdict": verdict,
         "metrics": dict(metrics),
         "reasons": list(reasons),
-        "override": override,
     }
-    journal.append(stream(pipeline), [New("VersionRegistered", data)], expected=len(known))
+    data |= {"makes": f"version/{pipeline}/{name}", "from": [f"run/{pipeline}/{run}"]}
+    journal.append(stream(pipeline), [New("VersionRegistered", data)], expected=position)
+    return get(journal, pipeline, name)
+
+
+def overrule(journal: Journal, pipeline: str, name: str, *, reason: str) -> Version:
+    """Let a version that failed its gate get traffic all the same. The journal keeps who and why.
+
+    Raises NotFound, or Conflict without a reason.
+    """
+    get(journal, pipeline, name)
+    if not reason.strip():
+        raise Conflict("an override without a reason", "one sentence that an auditor will read", "give --override 'REASON'")
+    journal.append(stream(pipeline), [New("GateOverruled", {"version": name, "reason": reason})])
     return get(journal, pipeline, name)
 
 
@@ -77,7 +89,14 @@ def next_name(journal: Journal, pipeline: str, run: str) -> str:
 
 def all_versions(journal: Journal, pipeline: str) -> tuple[Version, ...]:
     """Every version, oldest first."""
-    return tuple(_version(event) for event in journal.read(stream(pipeline)))
+    versions: dict[str, Version] = {}
+    for event in journal.read(stream(pipeline)):
+        if event.type == "VersionRegistered":
+            versions[event.data["version"]] = _version(event)
+        elif event.type == "GateOverruled":
+            known = versions[event.data["version"]]
+            versions[known.name] = replace(known, override=f"{event.actor}: {event.data['reason']}")
+    return tuple(versions.values())
 
 
 def get(journal: Journal, pipeline: str, name: str) -> Version:
@@ -122,5 +141,4 @@ def _version(event: Event) -> Version:
         at=event.at,
         metrics=data["metrics"],
         reasons=tuple(data["reasons"]),
-        override=data["override"],
     )
