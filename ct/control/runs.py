@@ -1,0 +1,95 @@
+"""A training run as the journal tells it: what it was started with, and how it ended. A run's inputs are frozen when it starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from ct.ids import canonical, sha256
+from ct.store.journal import Event, Journal, New
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run. `shards` are the SHA-256 of the shards of each table it reads; `until` is the newest event time among them (microseconds).
+
+    `outcome` is "" while it is unfinished, else "registered" or "failed".
+    """
+
+    id: str
+    cause: str
+    shards: Mapping[str, tuple[str, ...]]
+    snapshots: Mapping[str, int]
+    until: int
+    params: Mapping[str, Any]
+    seed: int
+    code: str
+    pipeline: str
+    started: datetime
+    outcome: str = ""
+    version: str = ""
+    error: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def data_time(self) -> datetime:
+        """The newest event time it saw."""
+        return datetime.fromtimestamp(self.until / 1e6, UTC)
+
+
+def stream(pipeline: str) -> str:
+    """The journal stream of a pipeline's runs."""
+    return f"run/{pipeline}"
+
+
+def all_runs(journal: Journal, pipeline: str) -> tuple[Run, ...]:
+    """Every run, oldest first."""
+    runs: dict[str, Run] = {}
+    for event in journal.read(stream(pipeline)):
+        key = event.data["run"]
+        if event.type == "RunStarted":
+            runs[key] = _run(event)
+        elif event.type == "RunRegistered":
+            runs[key] = replace(runs[key], outcome="registered", version=event.data["version"], facts=event.data["facts"])
+        elif event.type == "RunFailed":
+            runs[key] = replace(runs[key], outcome="failed", error=event.data["error"])
+    return tuple(runs.values())
+
+
+def start(journal: Journal, pipeline: str, *, cause: str, inputs: Mapping[str, Any]) -> Run:
+    """Record a new run with its frozen inputs: shards, snapshots, until, params, seed, code, pipeline (fingerprint)."""
+    position = journal.version(stream(pipeline))
+    number = len(all_runs(journal, pipeline)) + 1
+    key = f"run-{number}-{sha256(canonical(dict(inputs)))[:8]}"
+    sources = [f"shard/{table}/{digest}" for table, digests in inputs["shards"].items() for digest in digests]
+    data = {"run": key, "cause": cause, **inputs, "makes": f"run/{pipeline}/{key}", "from": sources}
+    journal.append(stream(pipeline), [New("RunStarted", data)], expected=position)
+    return all_runs(journal, pipeline)[-1]
+
+
+def registered(journal: Journal, pipeline: str, run: str, *, version: str, facts: Mapping[str, Any]) -> None:
+    """Record that a run ended in a version. `facts` are its measured figures."""
+    journal.append(stream(pipeline), [New("RunRegistered", {"run": run, "version": version, "facts": dict(facts)})])
+
+
+def failed(journal: Journal, pipeline: str, run: str, *, error: str) -> None:
+    """Record that a run gave no version, and why."""
+    journal.append(stream(pipeline), [New("RunFailed", {"run": run, "error": error})])
+
+
+def _run(event: Event) -> Run:
+    data = event.data
+    return Run(
+        id=data["run"],
+        cause=data["cause"],
+        shards={table: tuple(digests) for table, digests in data["shards"].items()},
+        snapshots=data["snapshots"],
+        until=data["until"],
+        params=data["params"],
+        seed=data["seed"],
+        code=data["code"],
+        pipeline=data["pipeline"],
+        started=event.at,
+    )

@@ -1,0 +1,117 @@
+"""A rollout as the journal tells it: a fold over the events of `rollout/<endpoint>`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+
+from ct.errors import Conflict, NotFound
+from ct.store.journal import Event, Journal, New
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One rollout. `phase` is "progressing", "paused", "holding" or "ended"; `outcome` is "", "promoted", "rolled_back" or "aborted".
+
+    `first_epoch` is the route's epoch at the start; only predictions from then on count in the verdict.
+    `slow_ms` is the latency limit learned from stable before the start.
+    """
+
+    id: str
+    version: str
+    baseline: str
+    first_epoch: int
+    slow_ms: float
+    started: datetime
+    step: int = -1
+    phase: str = "progressing"
+    outcome: str = ""
+    cause: str = ""
+    step_at: datetime | None = None
+    ended: datetime | None = None
+    evidence: tuple[dict[str, Any], ...] = ()
+
+    @property
+    def active(self) -> bool:
+        """Does it still own the endpoint's canary?"""
+        return self.phase != "ended"
+
+
+def stream(endpoint: str) -> str:
+    """The journal stream of an endpoint's rollouts."""
+    return f"rollout/{endpoint}"
+
+
+def history(journal: Journal, endpoint: str) -> tuple[Rollout, ...]:
+    """Every rollout, oldest first."""
+    rollouts: dict[str, Rollout] = {}
+    for event in journal.read(stream(endpoint)):
+        key = event.data["rollout"]
+        rollouts[key] = _step(rollouts.get(key), event)
+    return tuple(rollouts.values())
+
+
+def active(journal: Journal, endpoint: str) -> Rollout | None:
+    """The rollout in progress, None when there is none."""
+    return next((rollout for rollout in history(journal, endpoint) if rollout.active), None)
+
+
+def require(journal: Journal, endpoint: str) -> Rollout:
+    """The rollout in progress. Raises NotFound when there is none."""
+    rollout = active(journal, endpoint)
+    if rollout is None:
+        raise NotFound(
+            f"{endpoint!r} has no rollout in progress", "a running rollout", "start one with `ct rollout start VERSION`"
+        )
+    return rollout
+
+
+def start(journal: Journal, endpoint: str, *, version: str, baseline: str, first_epoch: int, slow_ms: float) -> Rollout:
+    """Record the start of a rollout. Raises Conflict while another one is in progress."""
+    position = journal.version(stream(endpoint))
+    if other := active(journal, endpoint):
+        raise Conflict(
+            f"rollout {other.id} of {other.version} is in progress",
+            "no other rollout",
+            "wait, or end it with `ct rollout abort`",
+        )
+    key = f"r{len(history(journal, endpoint)) + 1}"
+    data = {"version": version, "baseline": baseline, "first_epoch": first_epoch, "slow_ms": slow_ms}
+    note(journal, endpoint, key, "RolloutStarted", data, expected=position)
+    return require(journal, endpoint)
+
+
+def note(
+    journal: Journal, endpoint: str, rollout: str, type: str, data: dict[str, Any] | None = None, *, expected: int | None = None
+) -> None:
+    """Append one event of a rollout."""
+    journal.append(stream(endpoint), [New(type, {"rollout": rollout, **(data or {})})], expected=expected)
+
+
+def _step(state: Rollout | None, event: Event) -> Rollout:
+    data = event.data
+    if state is None:
+        return Rollout(
+            id=data["rollout"],
+            version=data["version"],
+            baseline=data["baseline"],
+            first_epoch=data["first_epoch"],
+            slow_ms=data["slow_ms"],
+            started=event.at,
+        )
+    match event.type:
+        case "RolloutStepped":
+            return replace(state, step=data["step"], step_at=event.at, phase="progressing", cause="")
+        case "RolloutPaused":
+            return replace(state, phase="paused", cause=data.get("cause", ""))
+        case "RolloutResumed":
+            return replace(state, phase="progressing", cause="")
+        case "RolloutHeld":
+            return replace(state, phase="holding", cause=data["cause"])
+        case "RolloutJudged":
+            return replace(state, evidence=tuple(data["evidence"]), cause=data["cause"])
+        case "RolloutEnded":
+            return replace(state, phase="ended", outcome=data["outcome"], cause=data["cause"], ended=event.at)
+        case _:
+            return state
