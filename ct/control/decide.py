@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -34,7 +34,7 @@ class State:
     route: Route | None = None
     rollout: Rollout | None = None
     served_epoch: int | None = None
-    observed: Observed = Observed()
+    observed: Observed = field(default_factory=Observed)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""What users' tests need: the turnable clock, a journal in a folder, and contracts that a user's own part can be checked against."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ct.clock import TurnableClock
+from ct.control.triggers import Observed
+from ct.pipeline import Check, Columns
+from ct.store.journal import Journal
+
+__all__ = ["TurnableClock", "check_contract", "journal", "trigger_contract"]
+
+
+def journal(folder: Path) -> Journal:
+    """A journal on SQLite in `folder`."""
+    return Journal(f"sqlite:///{folder / 'journal.db'}", actor="test")
+
+
+def check_contract(check: Check, rows: Columns) -> None:
+    """Assert that `check` behaves as a check must on `rows`: one boolean a row, the rows untouched, twice the same answer."""
+    assert isinstance(check, Check), f"{check!r} lacks a method of ct.pipeline.Check"
+    count = len(next(iter(rows.values())))
+    before = {name: values.copy() for name, values in rows.items()}
+    first, second = check.violations(rows, None), check.violations(rows, None)
+    assert first.shape == (count,), f"violations() gave shape {first.shape}, expected ({count},)"
+    assert first.dtype == np.bool_, f"violations() gave {first.dtype}, expected bool"
+    assert np.array_equal(first, second), "violations() gave two answers for the same rows"
+    assert all(_same(before[name], rows[name]) for name in before), "violations() changed its input"
+    assert check.explain().strip(), "explain() is empty"
+    assert 0.0 <= check.limit() < 1.0, f"limit() is {check.limit()}, expected a share in [0, 1)"
+
+
+def trigger_contract(trigger: object) -> None:
+    """Assert that `trigger` behaves as a trigger must: a text for any observation, the same one each time."""
+    decide = getattr(trigger, "decide", None)
+    assert callable(decide), f"{trigger!r} lacks decide(observed)"
+    for observed in (Observed(), Observed(new_rows=10**9, drifted=("a", "b"))):
+        first, second = decide(observed), decide(observed)
+        assert isinstance(first, str), f"decide() gave {type(first).__name__}, expected a text"
+        assert first == second, "decide() gave two answers for the same observation"
+
+
+def _same(left: np.ndarray, right: np.ndarray) -> bool:  # type: ignore[type-arg]
+    if left.dtype.kind == "f":
+        return np.array_equal(left, right, equal_nan=True)
+    return bool(np.all(left == right))
