@@ -28,6 +28,9 @@ class Settings(BaseModel):
         default="", description="SQLAlchemy URL of the journal and catalogue; SQLite in `state` when empty."
     )
     ray_address: str = Field(default="", description="Ray cluster; empty means one that ct starts on this machine.")
+    landing: Path = Field(
+        default=Path("landing"), description="Folder where shards arrive, one subfolder a table, relative to root."
+    )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: int = Field(default=1, ge=1, le=1000)

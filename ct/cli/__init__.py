@@ -1,0 +1,39 @@
+"""The `ct` command. Each command parses, calls one function of a lower floor and prints; nothing is decided here."""
+
+from __future__ import annotations
+
+import typer
+
+from ct.cli import changing, reading, rollout
+
+app = typer.Typer(
+    name="ct",
+    help="Continuous training on Ray: from arriving shards to a model that is proven, served by weight, watched and retrained.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for command in (
+    changing.init,
+    reading.check,
+    reading.plan,
+    changing.ingest,
+    changing.train,
+    changing.sweep,
+    reading.evaluate,
+    changing.deploy,
+    changing.predict,
+    changing.label,
+    reading.drift,
+    changing.watch,
+    reading.status,
+    reading.why,
+):
+    app.command()(command)
+app.add_typer(rollout.app, name="rollout")
+
+
+def main() -> None:
+    """The console script's entry."""
+    app()

@@ -1,0 +1,211 @@
+"""Commands that change something: init, ingest, train, sweep, deploy, predict, label, watch. Each has --dry-run where it matters."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ct.cli import output
+from ct.cli.place import AsJson, DryRun, PipelineFile, Root, actor, settings
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The new project's folder.")] = Path("."),
+    dry_run: DryRun = False,
+) -> None:
+    """Write ct.toml and a first pipeline file; existing files are left alone."""
+    with output.errors():
+        from ct.control.template import files
+
+        for name, text in files().items():
+            target = folder / name
+            if target.exists():
+                output.line(f"{target} exists, left alone")
+            elif dry_run:
+                output.line(f"would write {target}")
+            else:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_text(text, encoding="utf-8")
+                output.line(f"wrote {target}")
+
+
+def ingest(
+    table: str,
+    files: list[Path],
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Check FILES and publish each as one shard of TABLE, or quarantine it. Exit code 2 when one was quarantined."""
+    with output.errors(), actor(root, pipeline) as act:
+        if dry_run:
+            act.table(table)
+            for file in files:
+                output.line(f"would ingest {file} into {table}")
+            return
+        outcomes = []
+        with output.progress(f"ingest {table}") as step:
+            for file in files:
+                step(file.name)
+                outcomes.append(act.ingest(table, file))
+        data = [outcome.to_json() for outcome in outcomes]
+
+        def view() -> None:
+            output.table("shards", ("shard", "outcome", "rows"), ((o.shard, o.kind, o.rows) for o in outcomes))
+            for outcome in outcomes:
+                for reason in outcome.reasons:
+                    output.line(f"{outcome.shard}: {reason.check}: {reason.found}")
+
+        output.show(data, json, view)
+        if any(outcome.kind == "quarantined" for outcome in outcomes):
+            raise typer.Exit(2)
+
+
+def train(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    workers: Annotated[int | None, typer.Option(help="Ray Train workers; 0 trains in one local process.")] = None,
+    cause: Annotated[str, typer.Option(help="Why, for the journal.")] = "asked for by hand",
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Train on all published shards, evaluate against the champion, register the version with its verdict."""
+    with output.errors(), actor(root, pipeline) as act:
+        if dry_run:
+            inputs = act.run_inputs()
+            counts = ", ".join(f"{len(digests)} of {table}" for table, digests in inputs["shards"].items())
+            output.line(f"would train on {counts} shards with {inputs['params']}")
+            return
+        with output.progress("train") as step:
+            version = act.train(act.start_run(cause), workers=workers, on_step=step)
+        data = {
+            "version": version.name,
+            "verdict": version.verdict,
+            "metrics": dict(version.metrics),
+            "reasons": version.reasons,
+        }
+
+        def view() -> None:
+            output.table(version.name, ("metric", "value"), version.metrics.items())
+            output.line(f"verdict: {version.verdict}")
+            for reason in version.reasons:
+                output.line(f"  {reason}")
+
+        output.show(data, json, view)
+
+
+def sweep(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 8,
+    parallel: Annotated[int, typer.Option(min=1, help="How many at a time.")] = 2,
+    dry_run: DryRun = False,
+    json: AsJson = False,
+) -> None:
+    """Try the pipeline's search space on the newest data; the best trial is trained whole and meets the same gate."""
+    with output.errors(), actor(root, pipeline) as act:
+        if dry_run:
+            output.line(f"would try {trials} settings of {act.pipeline.model.searches()}")
+            return
+        with output.progress("sweep") as step:
+            result = act.sweep(trials=trials, parallel=parallel, on_step=step)
+
+        def view() -> None:
+            output.table(
+                "trials", ("trial", "parameters", "log loss"), ((i, t.params, t.metric) for i, t in enumerate(result.trials, 1))
+            )
+            output.line(f"best: {result.best} -> {result.version.name}, verdict {result.version.verdict}")
+
+        output.show(result.to_json(), json, view)
+
+
+def deploy(
+    version: Annotated[str, typer.Argument(help="Version to serve first; the newest cleared one by default.")] = "",
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    down: Annotated[bool, typer.Option("--down", help="Stop the endpoint and the local Ray that ct started.")] = False,
+    override: Annotated[str, typer.Option(help="Reason to overrule a gate that did not pass; it is journaled.")] = "",
+    dry_run: DryRun = False,
+) -> None:
+    """Start the endpoint. A later version gets its traffic by `ct rollout start`."""
+    with output.errors(), actor(root, pipeline) as act:
+        if dry_run:
+            output.line("would stop the endpoint" if down else f"would serve {version or 'the newest cleared version'}")
+            return
+        if down:
+            output.line(act.down())
+            return
+        if override and version:
+            act.overrule(version, override)
+        with output.progress("deploy") as step:
+            route = act.deploy(version, on_step=step)
+        output.line(f"{route.stable.version} answers at {act.settings.endpoint}/predict (epoch {route.epoch})")
+
+
+def predict(
+    source: Annotated[
+        str,
+        typer.Argument(help="A JSON object, or a file of JSON (one object, a list, or JSON lines); - reads standard input."),
+    ],
+    root: Root = None,
+) -> None:
+    """Ask the endpoint for predictions."""
+    with output.errors():
+        from ct.control.calls import post
+
+        answer = post(settings(root), "/predict", {"instances": _rows(source)})
+        output.line(jsonlib.dumps(answer, indent=2))
+
+
+def label(
+    source: Annotated[str, typer.Argument(help="JSON objects with prediction_id and label or value, as for predict.")],
+    root: Root = None,
+) -> None:
+    """Tell the endpoint what turned out to be true."""
+    with output.errors():
+        from ct.control.calls import post
+
+        answer = post(settings(root), "/labels", {"labels": _rows(source)})
+        output.line(jsonlib.dumps(answer, indent=2))
+
+
+def _rows(source: str) -> list[dict[str, Any]]:
+    from ct.errors import InvalidRequest
+
+    text = typer.get_text_stream("stdin").read() if source == "-" else source
+    if source != "-" and not source.lstrip().startswith(("{", "[")):
+        path = Path(source)
+        if not path.is_file():
+            raise InvalidRequest(f"{source!r} is neither JSON nor a file", "a JSON object or a path", "check the spelling")
+        text = path.read_text(encoding="utf-8")
+    try:
+        found = jsonlib.loads(text)
+    except jsonlib.JSONDecodeError:
+        try:
+            found = [jsonlib.loads(row) for row in text.splitlines() if row.strip()]
+        except jsonlib.JSONDecodeError as error:
+            raise InvalidRequest(f"the input is not JSON: {error}", "an object, a list or JSON lines", "mend it") from None
+    return found if isinstance(found, list) else [found]
+
+
+def watch(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    once: Annotated[bool, typer.Option("--once", help="Stop when there is nothing left to do.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="Seconds between looks.")] = 1.0,
+    dry_run: DryRun = False,
+) -> None:
+    """Run the loop: take arriving shards, retrain, roll out, watch. Killed anywhere, it goes on where it was."""
+    if dry_run:
+        from ct.cli.reading import plan
+
+        plan(root, pipeline, False)
+        return
+    with output.errors(), actor(root, pipeline) as act:
+        from ct.control.loop import run
+
+        run(act, every=every, once=once, say=output.line)

@@ -1,0 +1,172 @@
+"""Commands that only read: check, plan, evaluate, drift, status, why. Each has --json."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ct.cli import output
+from ct.cli.place import AsJson, PipelineFile, Root, actor, declared, name_and_journal
+
+
+def check(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
+    """Load the pipeline file and say whether it can run; nothing is started."""
+    with output.errors():
+        place, line = declared(root, pipeline)
+        data = {
+            "pipeline": line.name,
+            "fingerprint": line.fingerprint(),
+            "owner": line.owner,
+            "request": list(line.request_columns),
+            "features": [[column.name, column.kind] for column in line.outputs],
+            "tables": [table.name for table in line.all_tables],
+            "state": str(place.home),
+        }
+
+        def view() -> None:
+            output.line(f"{line.name} is valid (fingerprint {data['fingerprint'][:12]}, owner {line.owner or 'nobody'})")
+            output.line(f"a request carries: {', '.join(line.request_columns)}")
+            output.table("features", ("column", "kind"), data["features"])
+
+        output.show(data, json, view)
+
+
+def plan(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
+    """Say what `ct watch` would do now."""
+    with output.errors(), actor(root, pipeline) as act:
+        from ct.control.decide import decide
+        from ct.control.loop import observe
+        from ct.ids import describe
+
+        actions = decide(act.pipeline, observe(act, ask_endpoint=False))
+        data = [{"action": type(action).__name__, **_flat(describe(action))} for action in actions]
+
+        def view() -> None:
+            output.table("next", ("action", "about"), ((d["action"], d.get("about", "")) for d in data))
+            if not data:
+                output.line("nothing to do")
+
+        output.show(data, json, view)
+
+
+def _flat(described: Any) -> dict[str, Any]:
+    for key in ("cause", "shard"):
+        if key in described:
+            return {"about": described[key]}
+    for key, inner in (("arrival", "path"), ("run", "id"), ("version", "name")):
+        if key in described:
+            return {"about": described[key][inner]}
+    return {}
+
+
+def evaluate(version: str, root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
+    """Score VERSION and the champion on the newest mature window and give the gate's verdict. Changes nothing."""
+    with output.errors(), actor(root, pipeline) as act:
+        report = act.evaluate(version)
+
+        def view() -> None:
+            champion = report.champion.metrics if report.champion else {}
+            output.table(
+                f"{version} on {report.window}",
+                ("metric", version, "champion"),
+                ((name, value, champion.get(name)) for name, value in report.candidate.metrics.items()),
+            )
+            output.line(f"verdict: {report.verdict.decision}")
+            for reason in report.verdict.reasons:
+                output.line(f"  {reason}")
+
+        output.show(report.to_json(), json, view)
+
+
+def drift(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
+    """What drifted: each published shard against the training data of the champion of its time."""
+    with output.errors():
+        from ct.control import watching
+
+        name, journal = name_and_journal(root, pipeline)
+        found = watching.drifts(journal, name)
+
+        def view() -> None:
+            for item in found:
+                rows = [row for row in item["features"] if row["drifted"]]
+                output.table(
+                    f"shard {item['shard']} against {item['reference']}: {item['cause'] or 'no drift'}",
+                    ("feature", "effect", "floor", "p-value", "missing before", "now", "note"),
+                    (
+                        (
+                            r["column"],
+                            r["effect"],
+                            r["floor"],
+                            f"{r['p_value']:.1e}",
+                            r["missing_before"],
+                            r["missing_now"],
+                            r["note"],
+                        )
+                        for r in rows
+                    ),
+                )
+            if not found:
+                output.line("no shard has been compared yet")
+
+        output.show(found, json, view)
+
+
+def status(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    verify: Annotated[bool, typer.Option(help="Recompute the journal's hash chain and every served artifact's hash.")] = False,
+    json: AsJson = False,
+) -> None:
+    """Tables, versions, route, runs and alerts."""
+    with output.errors():
+        from ct.control import report
+
+        place, line = declared(root, pipeline)
+        data = report.status(place, line, verify=verify)
+        output.show(data, json, lambda: _status_view(data))
+
+
+def _status_view(data: dict[str, Any]) -> None:
+    if "verified" in data:
+        output.line(f"journal verified: {data['verified']['events']} events, {data['verified']['files']} model files")
+    output.table(
+        "tables",
+        ("table", "rows", "shards", "newest event", "quarantined"),
+        ((t["table"], t["rows"], t["shards"], t["until"], t["quarantined"]) for t in data["tables"]),
+    )
+    output.table(
+        "versions",
+        ("version", "alias", "verdict", "AUROC", "ECE", "live AUROC", "labelled", "run"),
+        (
+            (v["version"], v["alias"], v["verdict"], v["auroc"], v["ece"], v["live_auroc"], v["labelled"], v["run"])
+            for v in data["versions"]
+        ),
+    )
+    if data["route"]:
+        output.line(
+            f"route: epoch {data['route']['epoch']}, stable {data['route']['stable']}, canary {data['route']['canary']}"
+        )
+    for alert in data["alerts"]:
+        output.line(f"{alert['at']} {alert['tier']} {alert['title']} (owner {alert['owner'] or 'nobody'})")
+
+
+def why(prediction: str, root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
+    """Why PREDICTION_ID was answered as it was: answer, version, gate, run, code, shards, route."""
+    with output.errors():
+        from ct.control import report
+
+        place, line = declared(root, pipeline)
+        data = report.why(place, line, prediction)
+
+        def view() -> None:
+            for section, facts in data.items():
+                rows = facts.items() if isinstance(facts, dict) else enumerate(facts, 1)
+                output.table(section, ("", ""), ((str(key), _short(value)) for key, value in rows))
+
+        output.show(data, json, view)
+
+
+def _short(value: object) -> str:
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 100 else text[:97] + "..."
