@@ -1,0 +1,321 @@
+"""Carries decisions out. The only place that starts training or changes a route; every step is safe to repeat."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ct.clock import Clock, SystemClock
+from ct.control import decide, retrain, rollouts, runs, watching
+from ct.control.retrain import Place, Report, Step
+from ct.control.sweeping import Swept, sweep
+from ct.data.ingest import Outcome, ingest
+from ct.data.tables import Warehouse
+from ct.errors import Conflict, CtError, NotFound, TrainingFailed
+from ct.ids import sha256_file
+from ct.monitoring.alerts import Alert, send
+from ct.pipeline import Pipeline, Table
+from ct.registry import routes, versions
+from ct.registry.routes import Route
+from ct.rollout.state import Rollout
+from ct.serving.client import Serving
+from ct.serving.runtime import Predictor
+from ct.settings import Settings
+from ct.store.artifacts import Artifacts
+from ct.store.journal import Journal
+
+
+def _silent(_: str) -> None: ...
+
+
+class Actor:
+    """One project's hands: its pipeline, its stores and, once needed, its Ray cluster and endpoint."""
+
+    def __init__(self, pipeline: Pipeline, settings: Settings, *, clock: Clock | None = None, actor: str = "") -> None:
+        self.pipeline = pipeline
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.journal = Journal(settings.database, clock=self.clock, actor=actor or os.environ.get("USER", "ct"))
+        self.artifacts = Artifacts(settings.artifacts)
+        self.place = Place(pipeline, settings, self.journal, self.artifacts)
+        self._digests: dict[tuple[str, int, int], str] = {}
+        self._committed = 0.0
+
+    def close(self) -> None:
+        """Give connections back. The endpoint and a local Ray that serves stay up."""
+        self.journal.close()
+
+    @cached_property
+    def warehouse(self) -> Warehouse:
+        """The Iceberg tables."""
+        return Warehouse(self.settings)
+
+    @cached_property
+    def serving(self) -> Serving:
+        """The endpoint's control side, on the cluster that serves."""
+        self.ensure_ray()
+        return Serving(self.settings)
+
+    def ensure_ray(self) -> None:
+        """Connect to the cluster of the settings, of the job, or that ct started here; else start Ray in this process."""
+        import ray
+
+        from ct.serving import local
+
+        if ray.is_initialized():
+            return
+        address = self.settings.ray_address or os.environ.get("RAY_ADDRESS") or local.address(self.settings)
+        if address:
+            ray.init(address=address, log_to_driver=False, logging_level="error", namespace="ct")
+        else:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=400_000_000)
+
+    def carry_out(self, action: decide.Action) -> str:
+        """Do one decided action and say in a line what came of it, empty when nothing did."""
+        match action:
+            case decide.Reconcile():
+                return self.reconcile()
+            case decide.Judge():
+                return self.judge()
+            case decide.Ingest(arrival):
+                outcome = self.ingest(arrival.table, arrival.path)
+                why = f": {outcome.reasons[0].found}" if outcome.reasons else ""
+                return f"{arrival.table}/{outcome.shard}: {outcome.kind}, {outcome.rows:,} rows{why}"
+            case decide.CheckDrift(shard):
+                found = watching.check(self.place, shard)
+                return f"drift of {found['shard']}: {', '.join(found['drifted'][:6]) or 'none'} {found['cause']}".rstrip()
+            case decide.StartRun(cause):
+                return f"run {self.start_run(cause).id} begins: {cause}"
+            case decide.Train(run):
+                version = self.train(run)
+                return f"{version.name}: AUROC {version.metrics['auroc']:.4f}, verdict {version.verdict}"
+            case decide.Deploy(version):
+                return f"{self.deploy(version.name).stable.version} is served"
+            case decide.StartRollout(version):
+                return f"rollout {self.start_rollout(version.name).id} of {version.name} begins"
+
+    # -- data
+
+    def table(self, name: str) -> Table:
+        """The declared table. Raises NotFound naming the declared ones."""
+        for table in self.pipeline.all_tables:
+            if table.name == name:
+                return table
+        raise NotFound(
+            f"the pipeline has no table {name!r}", f"one of {[t.name for t in self.pipeline.all_tables]}", "check the spelling"
+        )
+
+    def ingest(self, table: str, path: Path) -> Outcome:
+        """Check a file and publish or quarantine it. A quarantine alerts the table's owner."""
+        declared = self.table(table)
+        outcome = ingest(
+            path, declared, settings=self.settings, journal=self.journal, warehouse=self.warehouse, artifacts=self.artifacts
+        )
+        if outcome.kind == "quarantined":
+            found = "; ".join(reason.found for reason in outcome.reasons)
+            self.alert("WARN", f"shard {outcome.shard} of {table} is quarantined", detail=found, owner=declared.owner)
+        return outcome
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a file, remembered while its size and time of change stay the same."""
+        stat = path.stat()
+        key = (str(path), stat.st_size, stat.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = sha256_file(path)
+        return self._digests[key]
+
+    def commit_predictions(self, *, force: bool = False) -> int:
+        """Move the prediction log's inbox into its table, once a minute at most and never during a rollout. Returns the rows moved."""
+        from ct.data import predictions
+
+        now = self.clock.now().timestamp()
+        if not force and (now - self._committed < 60 or rollouts.state.active(self.journal, self.pipeline.name)):
+            return 0
+        self._committed = now
+        return predictions.commit(self.settings, self.warehouse)
+
+    # -- training
+
+    def run_inputs(self) -> dict[str, Any]:
+        """What a run started now would read."""
+        return retrain.inputs(self.place)
+
+    def start_run(self, cause: str) -> runs.Run:
+        """Freeze the inputs of a new run."""
+        return runs.start(self.journal, self.pipeline.name, cause=cause, inputs=self.run_inputs())
+
+    def train(self, run: runs.Run, *, workers: int | None = None, on_step: Step = _silent, **changed: Any) -> versions.Version:
+        """Carry a run to its version and verdict. A run that cannot give a model is recorded as failed, then raises."""
+        self.ensure_ray()
+        count = self.settings.workers if workers is None else workers
+        try:
+            return retrain.carry_out(self.place, run, workers=count, gpu=self._gpu(), on_step=on_step, **changed)
+        except TrainingFailed as error:
+            runs.failed(self.journal, self.pipeline.name, run.id, error=str(error))
+            raise
+
+    def sweep(self, *, trials: int, parallel: int, on_step: Step = _silent) -> Swept:
+        """Search the pipeline's space and train the best setting whole."""
+        self.ensure_ray()
+        return sweep(self, trials=trials, parallel=parallel, on_step=on_step)
+
+    def evaluate(self, version: str) -> Report:
+        """Score a version and the champion on the newest mature window. Changes nothing."""
+        self.ensure_ray()
+        known = versions.get(self.journal, self.pipeline.name, version)
+        probe = runs.Run(
+            id="probe",
+            cause="",
+            params={},
+            seed=0,
+            code="",
+            pipeline="",
+            started=self.clock.now(),
+            **_frozen(self.run_inputs()),
+        )
+        data = retrain.rows(self.place, probe, on_step=_silent)
+        made = retrain.files.fetch(self.artifacts, known.manifest)
+        return retrain.compare(self.place, Predictor.load(made), data)
+
+    def overrule(self, version: str, reason: str) -> None:
+        """Clear a version that its gate did not pass. The journal keeps who and why."""
+        versions.overrule(self.journal, self.pipeline.name, version, reason=reason)
+
+    def _gpu(self) -> bool:
+        import ray
+
+        return bool(ray.cluster_resources().get("GPU", 0))
+
+    # -- serving
+
+    def deploy(self, version: str = "", *, on_step: Step = _silent) -> Route:
+        """Start the endpoint. Its first version is `version` or the newest cleared one; afterwards the route is what the journal says."""
+        from ct.serving import local
+
+        route = routes.current(self.journal, self.pipeline.name)
+        if route is not None and version and route.stable.version != version:
+            raise Conflict(
+                f"{route.stable.version} is served",
+                "a first deployment",
+                f"use `ct rollout start {version}` to change the version",
+            )
+        if route is None:
+            arm = versions.arm(self._newest(version))
+            route = routes.put(self.journal, routes.first(self.pipeline.name, arm), cause="first deployment")
+        if not self.settings.ray_address and not os.environ.get("RAY_ADDRESS"):
+            on_step("starting Ray")
+            local.start(self.settings)
+        on_step("starting the endpoint")
+        self.serving.deploy(self.pipeline.name)
+        self._activate(route)
+        return route
+
+    def down(self) -> str:
+        """Stop the local Ray that ct started, and the endpoint with it."""
+        from ct.serving import local
+
+        return "stopped" if local.stop(self.settings) else "nothing that ct started is running here"
+
+    def served_epoch(self) -> int | None:
+        """The lowest epoch among the replicas, None when the endpoint does not answer."""
+        try:
+            states = self.serving.state()
+        except CtError:
+            return None
+        return min((state["epoch"] for state in states), default=None)
+
+    def reconcile(self) -> str:
+        """Bring the replicas to the route that the journal says."""
+        route = self.route()
+        if self.served_epoch() is None:
+            self.deploy()
+            return f"the endpoint was down and is up again at epoch {route.epoch}"
+        self._activate(route)
+        return f"replicas brought to epoch {route.epoch}"
+
+    def route(self) -> Route:
+        """The route in force. Raises NotFound before the first deployment."""
+        route = routes.current(self.journal, self.pipeline.name)
+        if route is None:
+            raise NotFound(f"{self.pipeline.name!r} is not deployed", "a deployed endpoint", "run `ct deploy`")
+        return route
+
+    def stable_name(self) -> str:
+        """The stable version's name."""
+        return self.route().stable.version
+
+    def change(self, route: Route, cause: str) -> Route:
+        """Record a route, then make the replicas follow it. The one door through which traffic moves."""
+        for arm in route.arms:
+            self.serving.stage(arm.version, arm.manifest)
+        routes.put(self.journal, route, cause=cause)
+        self.serving.activate(route)
+        return route
+
+    def _activate(self, route: Route) -> None:
+        for arm in route.arms:
+            self.serving.stage(arm.version, arm.manifest)
+        self.serving.activate(route)
+
+    def _newest(self, name: str) -> versions.Version:
+        if name:
+            return versions.get(self.journal, self.pipeline.name, name)
+        cleared = [version for version in versions.all_versions(self.journal, self.pipeline.name) if version.cleared]
+        if not cleared:
+            raise NotFound("no version has passed its gate", "a cleared version", "run `ct train`, see `ct status`")
+        return cleared[-1]
+
+    # -- rollout
+
+    @cached_property
+    def _judge(self) -> rollouts.Judging:
+        return rollouts.Judging(self)
+
+    def start_rollout(self, version: str) -> Rollout:
+        """Give a cleared version its first traffic by the pipeline's plan."""
+        return rollouts.start(self, versions.get(self.journal, self.pipeline.name, version))
+
+    def judge(self) -> str:
+        """Look at the evidence and take the rollout's next step."""
+        return self._judge.turn()
+
+    def pause(self) -> str:
+        """Keep the weights until `resume`."""
+        return rollouts.pause(self)
+
+    def resume(self) -> str:
+        """Go on after `pause`."""
+        return rollouts.resume(self)
+
+    def promote(self) -> str:
+        """Make the canary stable now."""
+        return rollouts.end(self, "promoted", "promoted by hand")
+
+    def abort(self) -> str:
+        """Take the canary's traffic back now."""
+        return rollouts.end(self, "aborted", "aborted by hand")
+
+    def undo(self, to: str = "") -> str:
+        """Make an earlier stable version stable again at once."""
+        return rollouts.undo(self, to)
+
+    def set_weight(self, percent: int) -> str:
+        """Give the canary `percent` of the traffic."""
+        return rollouts.set_weight(self, percent)
+
+    # -- alerts
+
+    def alert(self, tier: str, title: str, *, detail: str = "", owner: str = "") -> None:
+        """Raise an alert to its owner."""
+        note = Alert(tier=tier, title=title, owner=owner or self.pipeline.owner, detail=detail, key=title)
+        send(note, pipeline=self.pipeline.name, journal=self.journal, settings=self.settings)
+
+
+def _frozen(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {key: inputs[key] for key in ("shards", "snapshots", "until")}
+
+
+__all__ = ["Actor", "Callable"]

@@ -1,0 +1,150 @@
+"""What a person asks of the journal: status, and why a prediction was made. Folds only; nothing is changed."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from ct.control import runs, watching
+from ct.control.retrain import Place
+from ct.data import catalog, predictions
+from ct.errors import NotFound
+from ct.pipeline import Pipeline
+from ct.registry import files, routes, versions
+from ct.settings import Settings
+from ct.store import lineage
+from ct.store.artifacts import Artifacts
+from ct.store.journal import Journal
+
+
+def place(settings: Settings, pipeline: Pipeline) -> Place:
+    """The stores of a project, opened for reading."""
+    return Place(pipeline, settings, Journal(settings.database), Artifacts(settings.artifacts))
+
+
+def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> dict[str, Any]:
+    """Tables, versions, route, runs and alerts. `verify` recomputes the hash chain and the hashes of all model files."""
+    here = place(settings, pipeline)
+    journal, name = here.journal, pipeline.name
+    data: dict[str, Any] = {}
+    if verify:
+        data["verified"] = {"events": journal.verify(), "files": _verify_files(here)}
+    route = routes.current(journal, name)
+    alias, live = versions.alias(journal, name), watching.live_quality(here)
+    return data | {
+        "pipeline": name,
+        "tables": [_table(journal, table.name) for table in pipeline.all_tables],
+        "versions": [_version(item, alias, live) for item in versions.all_versions(journal, name)],
+        "route": {
+            "epoch": route.epoch,
+            "stable": route.stable.version,
+            "canary": f"{route.canary.version} {route.share:.0%}" if route.canary else None,
+        }
+        if route
+        else None,
+        "runs": [
+            {"run": run.id, "cause": run.cause, "outcome": run.outcome or "unfinished"} for run in runs.all_runs(journal, name)
+        ],
+        "alerts": [
+            {"at": event.at.isoformat(timespec="seconds"), **event.data}
+            for event in journal.read(f"alert/{name}", types=["AlertRaised"])
+        ][-5:],
+    }
+
+
+def _verify_files(here: Place) -> int:
+    known = versions.all_versions(here.journal, here.pipeline.name)
+    return sum(len(files.fetch(here.artifacts, version.manifest)) for version in known)
+
+
+def _table(journal: Journal, name: str) -> dict[str, Any]:
+    shards = catalog.published(journal, name)
+    newest = max((shard.time_max for shard in shards), default=None)
+    return {
+        "table": name,
+        "rows": sum(shard.rows for shard in shards),
+        "shards": len(shards),
+        "until": None if newest is None else _moment(newest),
+        "quarantined": [item["shard"] for item in catalog.quarantined(journal, name)],
+    }
+
+
+def _version(item: versions.Version, alias: dict[str, str], live: dict[str, Any]) -> dict[str, Any]:
+    seen = live.get(item.name, {})
+    return {
+        "version": item.name,
+        "alias": alias[item.name],
+        "verdict": item.verdict + (" (overruled)" if item.override else ""),
+        "auroc": item.metrics.get("auroc"),
+        "ece": item.metrics.get("ece"),
+        "live_auroc": seen.get("auroc"),
+        "labelled": seen.get("labelled"),
+        "run": item.run,
+    }
+
+
+def why(settings: Settings, pipeline: Pipeline, prediction: str) -> dict[str, Any]:
+    """From a prediction back to the rows it was learned from. Raises NotFound for an unknown id."""
+    here = place(settings, pipeline)
+    found, label = _find(here, prediction)
+    version = versions.get(here.journal, pipeline.name, found["version"])
+    run = next(item for item in runs.all_runs(here.journal, pipeline.name) if item.id == version.run)
+    entry = next(item for item in routes.history(here.journal, pipeline.name) if item.route.epoch == found["epoch"])
+    graph = lineage.read(here.journal)
+    shards = [
+        made for made in lineage.origins(graph, f"version/{pipeline.name}/{version.name}") if made.node.startswith("shard/")
+    ]
+    return {
+        "prediction": {
+            "id": prediction,
+            "answered": _moment(found["t"]),
+            "score": found["score"],
+            "arm": found["arm"],
+            "version": found["version"],
+            "latency_ms": found["latency_ms"],
+            "truth": "not known yet" if label is None else label["label"],
+            **{f"segment {key}": value for key, value in found["context"].items()},
+        },
+        "asked": found["request"],
+        "features": found["features"],
+        "route": {"epoch": found["epoch"], "in force since": entry.at.isoformat(timespec="seconds"), "because": entry.cause},
+        "version": {
+            "manifest": version.manifest,
+            "gate": version.verdict,
+            "overruled by": version.override or "nobody",
+            **{f"because ({i})": reason for i, reason in enumerate(version.reasons, 1)},
+            **{key: value for key, value in version.metrics.items()},
+        },
+        "run": {
+            "id": run.id,
+            "cause": run.cause,
+            "seed": run.seed,
+            "code": run.code,
+            "pipeline": run.pipeline,
+            "features": run.facts["features"],
+            "weights": run.facts["weights"],
+            "rows": run.facts["rows"],
+            **{f"snapshot {table}": snapshot for table, snapshot in run.snapshots.items()},
+            **{f"contract {key}": value for key, value in run.facts["contract"].items()},
+        },
+        "rows": {
+            made.node: f"{made.data['rows']:,} rows, landed {made.at:%Y-%m-%d %H:%M:%S} by {made.actor}" for made in shards
+        },
+    }
+
+
+def _find(here: Place, prediction: str) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    found, label = None, None
+    for record in predictions.everything(here.settings):
+        if record["id"] == prediction:
+            if record["kind"] == "prediction":
+                found = record
+            else:
+                label = record
+    if found is None:
+        raise NotFound(f"there is no prediction {prediction!r}", "an id from an answer's prediction_id", "check the spelling")
+    return found, label
+
+
+def _moment(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,127 @@
+"""Watching: drift of published shards against the champion's training data, and live quality by version from the prediction log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from ct.control import runs
+from ct.control.retrain import Place, shards_of
+from ct.data import catalog
+from ct.data.columns import to_columns
+from ct.data.profile import Profile
+from ct.features import build
+from ct.ids import describe
+from ct.monitoring import diagnose, drift, performance
+from ct.monitoring.alerts import Alert, send
+from ct.registry import routes
+from ct.store.journal import Journal, New
+
+
+def stream(pipeline: str) -> str:
+    """The journal stream of drift checks."""
+    return f"drift/{pipeline}"
+
+
+def drifts(journal: Journal, pipeline: str) -> list[dict[str, Any]]:
+    """Every comparison made, oldest first."""
+    return [{"at": event.at.isoformat(), **event.data} for event in journal.read(stream(pipeline), types=["DriftChecked"])]
+
+
+def champion_run(place: Place) -> runs.Run | None:
+    """The run that made the stable version, None before the first deployment."""
+    route = routes.current(place.journal, place.pipeline.name)
+    if route is None:
+        return None
+    known = runs.all_runs(place.journal, place.pipeline.name)
+    return next((run for run in known if run.version == route.stable.version), None)
+
+
+def unchecked(place: Place) -> tuple[str, ...]:
+    """SHA-256 of the shards that landed after the champion's data and were not compared with it yet."""
+    run = champion_run(place)
+    if run is None:
+        return ()
+    done = {(item["sha256"], item["reference"]) for item in drifts(place.journal, place.pipeline.name)}
+    seen = set(run.shards[place.pipeline.table.name])
+    return tuple(
+        shard.sha256
+        for shard in catalog.published(place.journal, place.pipeline.table.name)
+        if shard.sha256 not in seen and (shard.sha256, run.version) not in done
+    )
+
+
+def check(place: Place, sha256: str) -> dict[str, Any]:
+    """Compare one shard's features with the champion's training data, record it, alert when something drifted."""
+    line, run = place.pipeline, champion_run(place)
+    assert run is not None, "unchecked() names shards only where there is a champion"
+    known = {table.name: list(catalog.published(place.journal, table.name)) for table in line.all_tables}
+    shard = next(item for item in known[line.table.name] if item.sha256 == sha256)
+    current = Profile.of(_features(place, known, shard), like=(reference := _reference(place, run)))
+    found = drift.compare(reference, current)
+    drifted = [row for row in found if row.drifted]
+    live = live_quality(place).get(run.version)
+    cause = diagnose.explain(found, performance_before=_judged(run), performance_now=live) if drifted else None
+    data = {
+        "sha256": sha256,
+        "shard": shard.shard,
+        "reference": run.version,
+        "rows": shard.rows,
+        "features": describe(found),
+        "drifted": [row.column for row in sorted(drifted, key=lambda row: -row.effect)],
+        "cause": cause.text if cause else "",
+        "evidence": list(cause.evidence) if cause else [],
+        "live": live,
+    }
+    place.journal.append(stream(line.name), [New("DriftChecked", data)])
+    if drifted:
+        alert = Alert(
+            tier="WARN",
+            title=f"{len(drifted)} feature(s) of {shard.shard} drifted from {run.version}'s training data",
+            owner=line.owner,
+            detail=cause.text if cause else "",
+            key=f"drift/{run.version}/{shard.shard}",
+        )
+        send(alert, pipeline=line.name, journal=place.journal, settings=place.settings)
+    return data
+
+
+def _features(place: Place, known: Mapping[str, list[Any]], shard: Any) -> dict[str, Any]:
+    line = place.pipeline
+    made = build.build(line, known, artifacts=place.artifacts, folder=place.settings.home / "features")
+    table = build.read(made, start=shard.time_min, stop=shard.time_max + 1)
+    return to_columns(table.select([column.name for column in line.outputs]))
+
+
+def _reference(place: Place, run: runs.Run) -> Profile:
+    return Profile.from_json(place.artifacts.get(run.facts["profile"]))
+
+
+def _judged(run: runs.Run) -> dict[str, float]:
+    return dict(run.facts["report"]["candidate"])
+
+
+def records(place: Place) -> Iterable[dict[str, Any]]:
+    """Every record of the prediction log, committed or still in the inbox."""
+    from ct.data import predictions
+
+    return predictions.everything(place.settings)
+
+
+def live_quality(place: Place) -> dict[str, dict[str, Any]]:
+    """{version: AUROC, ECE, log loss, base rate, predictions, labelled, maturity} of what was answered live."""
+    from ct.data import labels
+
+    joined = labels.join(records(place))
+    quality = {}
+    for version in sorted({row.version for row in joined.rows}):
+        rows = [row for row in joined.rows if row.version == version]
+        scores = np.array([row.score for row in rows])
+        truth = np.array([np.nan if row.label is None else row.label for row in rows])
+        quality[version] = performance.live(scores, truth)
+    return quality
+
+
+__all__ = ["champion_run", "check", "drifts", "live_quality", "records", "shards_of", "unchecked"]
