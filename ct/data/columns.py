@@ -1,0 +1,137 @@
+"""Rows as numpy columns: the one form that checks, features, training and serving share. Knows neither Ray nor torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from ct.errors import InvalidRequest, InvalidShard
+
+NO_TIME = int(np.iinfo(np.int64).min)
+"""The missing time, in microseconds."""
+
+
+def kind_of(type_: pa.DataType) -> str:
+    """ "number", "text" or "time" for an Arrow type. Raises InvalidShard for any other type."""
+    if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_):
+        return "number"
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+        return "text"
+    if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
+        return "time"
+    raise InvalidShard(f"a column of type {type_}", "numbers, booleans, text or timestamps", "leave it out or convert it")
+
+
+def kinds_of(schema: pa.Schema) -> dict[str, str]:
+    """Each column's kind."""
+    return {field.name: kind_of(field.type) for field in schema}
+
+
+def to_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
+    """Arrow table of n rows → {name: array [n]}: float64 with NaN, int64 microseconds UTC with NO_TIME, or object with None."""
+    return {name: _array(table[name]) for name in table.column_names}
+
+
+def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+    match kind_of(column.type):
+        case "number":
+            return np.ascontiguousarray(column.cast(pa.float64()).to_numpy().astype(np.float64))
+        case "time":
+            stamps = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
+            return np.ascontiguousarray(stamps.fill_null(NO_TIME).to_numpy())
+        case _:
+            return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+
+
+def from_rows(
+    rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], *, optional: frozenset[str] = frozenset()
+) -> dict[str, NDArray[Any]]:
+    """JSON rows → columns as `to_columns` makes them. `optional` columns may be absent from a row and are then missing.
+
+    Raises InvalidRequest naming the first field that is absent, unknown or of another type. null is a missing value.
+    """
+    for index, row in enumerate(rows):
+        if not isinstance(row, Mapping):
+            raise InvalidRequest(
+                f"row {index} is {type(row).__name__}", "an object of fields", "send one object a row", field=str(index)
+            )
+        if row.keys() != kinds.keys():
+            _fields(index, row, kinds, optional)
+    made: dict[str, NDArray[Any]] = {}
+    for name, kind in kinds.items():
+        read = _READERS[kind]
+        values = [None if (value := row.get(name)) is None else read(value, name, index) for index, row in enumerate(rows)]
+        made[name] = _column(values, kind)
+    return made
+
+
+def _column(values: list[Any], kind: str) -> NDArray[Any]:
+    if kind == "text":
+        column = np.empty(len(values), dtype=object)
+        column[:] = values
+        return column
+    if kind == "time":
+        return np.array([NO_TIME if value is None else value for value in values], dtype=np.int64)
+    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _fields(index: int, row: Mapping[str, Any], kinds: Mapping[str, str], optional: frozenset[str]) -> None:
+    for name in row:
+        if name not in kinds:
+            raise InvalidRequest(
+                f"row {index} has the unknown field {name!r}",
+                f"fields {sorted(kinds)}",
+                "leave it out",
+                field=f"{index}.{name}",
+            )
+    for name in kinds:
+        if name not in row and name not in optional:
+            raise InvalidRequest(
+                f"row {index} lacks the field {name!r}",
+                f"fields {sorted(kinds)}",
+                "add it; null means missing",
+                field=f"{index}.{name}",
+            )
+
+
+def _number(value: Any, name: str, index: int) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong(value, name, index, "a number")
+    if not math.isfinite(value):
+        raise _wrong(value, name, index, "a finite number")
+    return float(value)
+
+
+def _text(value: Any, name: str, index: int) -> str:
+    if not isinstance(value, str):
+        raise _wrong(value, name, index, "a text")
+    return value
+
+
+def _time(value: Any, name: str, index: int) -> int:
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise _wrong(value, name, index, "a time with its zone, such as 2013-04-01T10:00:00Z")
+    return round(moment.timestamp() * 1_000_000)
+
+
+def _wrong(value: Any, name: str, index: int, expected: str) -> InvalidRequest:
+    shown = repr(value)
+    return InvalidRequest(
+        f"field {name!r} of row {index} is {shown[:80]}",
+        expected,
+        "send the declared type, or null for missing",
+        field=f"{index}.{name}",
+    )
+
+
+_READERS = {"number": _number, "text": _text, "time": _time}
