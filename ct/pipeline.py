@@ -32,12 +32,16 @@ class Check(Protocol):
         """The columns it reads."""
         ...
 
-    def violations(self, rows: Columns) -> NDArray[np.bool_]:
-        """True where a row breaks the rule, shape [n]."""
+    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+        """True where a row breaks the rule, shape [n]. `past` holds the same columns of the newest published shard, None for the first."""
         ...
 
     def explain(self) -> str:
         """The rule in a few words, for reports."""
+        ...
+
+    def limit(self) -> float:
+        """The share of rows that may break it, 0 for none."""
         ...
 
 
@@ -67,7 +71,7 @@ class Table:
             if not isinstance(check, Check):
                 raise InvalidPipeline(
                     f"{check!r} is not a check of table {self.name!r}",
-                    "an object with columns(), violations(rows) and explain()",
+                    "an object with columns(), violations(rows, past), explain() and limit()",
                     "use ct.NotNull, ct.Within, ct.Unique or your own check",
                 )
 

@@ -1,0 +1,73 @@
+"""What the journal says of a table: its contract, its published shards, its quarantine. Folds only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from ct.data.columns import kind_of
+from ct.data.tables import ShardFile
+from ct.errors import NotFound
+from ct.store.journal import Event, Journal
+
+_TYPES = {
+    str(type_): type_
+    for type_ in (
+        pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string(), pa.large_string(),
+        pa.date32(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"),
+    )
+}  # fmt: skip
+
+
+def stream(table: str) -> str:
+    """The journal stream of a table."""
+    return f"table/{table}"
+
+
+def contract(journal: Journal, table: str) -> pa.Schema | None:
+    """The schema every shard must have, None before the first one."""
+    for event in journal.read(stream(table), types=["TableCreated"]):
+        return pa.schema([(name, _TYPES[text]) for name, text in event.data["schema"]])
+    return None
+
+
+def kinds(journal: Journal, table: str) -> dict[str, str]:
+    """Each column's kind ("number", "text", "time"). Raises NotFound before the first shard."""
+    schema = contract(journal, table)
+    if schema is None:
+        raise NotFound(f"table {table!r} has no contract yet", "a first shard", f"run `ct ingest {table} FILE`")
+    return {field.name: kind_of(field.type) for field in schema}
+
+
+def published(journal: Journal, table: str) -> tuple[ShardFile, ...]:
+    """Every published shard, in order of publication."""
+    return tuple(_shard(event) for event in journal.read(stream(table), types=["ShardPublished"]))
+
+
+def quarantined(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
+    """Every quarantined shard with its reasons."""
+    return tuple(
+        {"at": event.at.isoformat(), **event.data} for event in journal.read(stream(table), types=["ShardQuarantined"])
+    )
+
+
+def seen(journal: Journal, table: str) -> frozenset[str]:
+    """SHA-256 of all files that were published, found empty or quarantined."""
+    types = ["ShardPublished", "ShardQuarantined", "ShardEmpty"]
+    return frozenset(event.data["sha256"] for event in journal.read(stream(table), types=types))
+
+
+def _shard(event: Event) -> ShardFile:
+    data = event.data
+    return ShardFile(
+        table=event.stream.partition("/")[2],
+        shard=data["shard"],
+        sha256=data["sha256"],
+        path=data["file"],
+        rows=data["rows"],
+        snapshot=data["snapshot"],
+        time_min=data["time_min"],
+        time_max=data["time_max"],
+        tags=data["tags"],
+    )

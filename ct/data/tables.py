@@ -1,0 +1,190 @@
+"""Iceberg tables: what is published in them, and the write-audit-publish that publishes. No rule about content lives here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ct.errors import Conflict, NotFound
+from ct.settings import Settings
+from ct.store.artifacts import sync_folder
+
+if TYPE_CHECKING:
+    from pyiceberg.catalog.sql import SqlCatalog
+    from pyiceberg.table import Table as IcebergTable
+
+NAMESPACE = "ct"
+ATTEMPT = "ct.attempt"
+_PROPERTIES = {
+    "format-version": "2",
+    "commit.retry.num-retries": "20",
+    "commit.manifest-merge.enabled": "true",
+    "write.metadata.delete-after-commit.enabled": "true",
+    "write.metadata.previous-versions-max": "10",
+}
+_TRIES = 20
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """One published shard: a Parquet file of a snapshot. `time_min` and `time_max` are event times in microseconds UTC."""
+
+    table: str
+    shard: str
+    sha256: str
+    path: str
+    rows: int
+    snapshot: int
+    time_min: int
+    time_max: int
+    tags: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Warehouse:
+    """The project's Iceberg tables, in one SQL catalogue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @cached_property
+    def _catalog(self) -> SqlCatalog:
+        from pyiceberg.catalog.sql import SqlCatalog
+
+        self._settings.home.mkdir(parents=True, exist_ok=True)
+        catalog = SqlCatalog(
+            "ct", uri=self._settings.catalog_database, warehouse=self._settings.warehouse.as_uri(), **{"pool_pre_ping": "true"}
+        )
+        catalog.create_namespace_if_not_exists(NAMESPACE)
+        return catalog
+
+    def exists(self, name: str) -> bool:
+        """Is there such a table?"""
+        return bool(self._catalog.table_exists((NAMESPACE, name)))
+
+    def create(self, name: str, schema: pa.Schema) -> None:
+        """Create a table with one empty append, so that a branch has something to start from. Creating it twice is a no-op."""
+        table = self._catalog.create_table_if_not_exists((NAMESPACE, name), schema, properties=_PROPERTIES)
+        if table.current_snapshot() is None:
+            table.append(schema.empty_table())
+
+    def snapshot(self, name: str) -> int | None:
+        """The newest published snapshot's id, None for an unknown table."""
+        if not self.exists(name):
+            return None
+        current = self._table(name).current_snapshot()
+        return current.snapshot_id if current else None
+
+    def stage(self, name: str, rows: pa.Table, attempt: str) -> Path:
+        """Write rows as a Parquet file of the table that no snapshot names yet. The same attempt writes the same path."""
+        folder = self._settings.warehouse / NAMESPACE / name / "shards"
+        folder.mkdir(parents=True, exist_ok=True)
+        target, part = folder / f"{attempt}.parquet", folder / f".{attempt}.{os.getpid()}.part"
+        with part.open("wb") as file:
+            pq.write_table(rows, file, compression="zstd")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, target)
+        sync_folder(folder)
+        return target
+
+    def publish(self, name: str, file: Path, *, attempt: str, audit: Callable[[pa.Table], None] | None = None) -> int:
+        """Make a staged file visible: add it on a branch, audit what the branch shows, fast-forward. Returns the snapshot's id.
+
+        An attempt that is already published is looked up and returned. A publisher that was overtaken builds its branch anew.
+        Raises Conflict when it is overtaken too often, and whatever `audit` raises, leaving the table as it was.
+        """
+        if (found := self.published(name, attempt)) is not None:
+            return found
+        for _ in range(_TRIES):
+            snapshot = self._try_publish(name, file, attempt, audit)
+            if snapshot is not None:
+                return snapshot
+        raise Conflict(f"{_TRIES} other publishers were faster at table {name!r}", "a free moment", "try again")
+
+    def _try_publish(self, name: str, file: Path, attempt: str, audit: Callable[[pa.Table], None] | None) -> int | None:
+        from pyiceberg.exceptions import CommitFailedException
+
+        table = self._table(name)
+        base = table.current_snapshot()
+        if base is None:
+            raise NotFound(f"table {name!r} has no snapshot", "one empty append at creation", "create it with Warehouse.create")
+        branch = f"audit-{attempt[:16]}-{os.getpid()}"
+        try:
+            if branch in table.refs():
+                table.manage_snapshots().remove_branch(branch).commit()
+            table.manage_snapshots().create_branch(base.snapshot_id, branch).commit()
+            table.add_files([file.as_uri()], snapshot_properties={ATTEMPT: attempt}, check_duplicate_files=False, branch=branch)
+        except CommitFailedException:
+            return None
+        head = table.refs()[branch].snapshot_id
+        try:
+            if audit is not None:
+                audit(pq.read_table(file))
+            table.refresh()
+            current = table.current_snapshot()
+            if current is None or current.snapshot_id != base.snapshot_id:
+                return None
+            table.manage_snapshots().set_current_snapshot(ref_name=branch).remove_branch(branch).commit()
+            return head
+        except CommitFailedException:
+            return None
+        finally:
+            self._drop_branch(name, branch)
+
+    def _drop_branch(self, name: str, branch: str) -> None:
+        from pyiceberg.exceptions import CommitFailedException
+
+        for _ in range(_TRIES):
+            table = self._table(name)
+            if branch not in table.refs():
+                return
+            try:
+                table.manage_snapshots().remove_branch(branch).commit()
+            except CommitFailedException:
+                continue
+
+    def published(self, name: str, attempt: str) -> int | None:
+        """The snapshot that published `attempt`, None when none did."""
+        table = self._table(name)
+        current = table.current_snapshot()
+        by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
+        while current is not None:
+            if current.summary is not None and current.summary.additional_properties.get(ATTEMPT) == attempt:
+                return int(current.snapshot_id)
+            current = by_id.get(current.parent_snapshot_id) if current.parent_snapshot_id else None
+        return None
+
+    def append(self, name: str, rows: pa.Table, *, attempt: str) -> int:
+        """Publish rows without an audit, creating the table at first. The same attempt twice is a no-op."""
+        self.create(name, rows.schema)
+        return self.publish(name, self.stage(name, rows, attempt), attempt=attempt)
+
+    def scan(self, name: str, *, columns: tuple[str, ...] | None = None, snapshot: int | None = None) -> pa.Table:
+        """The rows of a snapshot (the newest by default), in one Arrow table."""
+        return self._table(name).scan(selected_fields=columns or ("*",), snapshot_id=snapshot).to_arrow()
+
+    def to_ray(self, name: str, *, columns: tuple[str, ...] | None = None) -> Any:
+        """The newest snapshot as a Ray Dataset, one task a file."""
+        import ray
+
+        # DataSource V2 reads all small files in one task.
+        ray.data.DataContext.get_current().use_datasource_v2 = False
+        files = [task.file.file_path.removeprefix("file://") for task in self._table(name).scan().plan_files()]
+        return ray.data.read_parquet(files, columns=list(columns) if columns else None, override_num_blocks=len(files))
+
+    def _table(self, name: str) -> IcebergTable:
+        from pyiceberg.exceptions import NoSuchTableError
+
+        try:
+            return self._catalog.load_table((NAMESPACE, name))
+        except NoSuchTableError:
+            raise NotFound(
+                f"there is no table {name!r}", "a table with a published shard", f"run `ct ingest {name} FILE`"
+            ) from None
