@@ -111,6 +111,7 @@ class Lookup:
     """The history a feature reads: the rows of `table` with the same `by` values that were known before a row's time.
 
     Only rows whose `known_at` lies in [time - over, time) count. `by` names columns that both the table and the predicted row have.
+    Rows that became known at the same moment stand in the order of the columns `key`.
     """
 
     table: str
@@ -118,6 +119,12 @@ class Lookup:
     columns: tuple[str, ...]
     known_at: str
     over: timedelta
+    key: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All columns of the table that it reads."""
+        return tuple(dict.fromkeys([*self.by, *self.columns, self.known_at, *self.key]))
 
 
 class History(Protocol):

@@ -110,7 +110,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     """Build or reuse the run's features and split them."""
     on_step("features")
     line = place.pipeline
-    made = build.build(line, shards_of(place, run), artifacts=place.artifacts, folder=place.settings.home / "features")
+    made = build.build(line, shards_of(place, run), folder=place.settings.home / "features")
     table = build.read(made)
     times, known_at = table["_time"].to_numpy(), table["_known_at"].to_numpy()
     label = table["_label"].to_numpy()

@@ -90,7 +90,7 @@ def check(place: Place, sha256: str) -> dict[str, Any]:
 
 def _features(place: Place, known: Mapping[str, list[Any]], shard: Any) -> dict[str, Any]:
     line = place.pipeline
-    made = build.build(line, known, artifacts=place.artifacts, folder=place.settings.home / "features")
+    made = build.build(line, known, folder=place.settings.home / "features")
     table = build.read(made, start=shard.time_min, stop=shard.time_max + 1)
     return to_columns(table.select([column.name for column in line.outputs]))
 

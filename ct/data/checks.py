@@ -16,7 +16,6 @@ from ct.errors import InvalidPipeline
 from ct.pipeline import Check, Columns
 
 EXAMPLES = 3
-_FEW = 30
 
 
 @dataclass(frozen=True)
@@ -47,7 +46,7 @@ class _NotNull:
         return self.names
 
     def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
-        return np.logical_or.reduce([missing(rows[name]) for name in self.names])
+        return np.asarray(np.logical_or.reduce([missing(rows[name]) for name in self.names]), dtype=np.bool_)
 
     def explain(self) -> str:
         return f"{', '.join(self.names)} not missing"
@@ -150,51 +149,48 @@ def Unique(*columns: str) -> Check:
 
 @dataclass(frozen=True)
 class Steady:
-    """Each group's median of `column` stays within a factor of 1 ± `within` of the newest published shard's.
+    """A row's `column` lies within a factor of 1 ± `within` of its group's median in the newest published shard.
 
-    Catches a unit that changed for one source only. Groups with fewer than 30 rows on either side are not compared.
+    For what a group fixes, such as a route's distance: catches a unit that changed for some rows only. New groups are not compared.
     """
 
     column: str
-    by: str
-    within: float = 0.25
+    by: str | tuple[str, ...]
+    within: float = 0.1
+    share: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.within > 0:
-            raise InvalidPipeline(f"Steady(within={self.within})", "more than 0", "for example 0.25")
+            raise InvalidPipeline(f"Steady(within={self.within})", "more than 0", "for example 0.1")
+        _share(self.share)
 
     def columns(self) -> tuple[str, ...]:
         """The column and the group."""
-        return (self.column, self.by)
+        return (self.column, *self._by)
+
+    @property
+    def _by(self) -> tuple[str, ...]:
+        return (self.by,) if isinstance(self.by, str) else tuple(self.by)
 
     def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
-        """True for all rows of a group that moved."""
-        broken = np.zeros(len(rows[self.by]), dtype=np.bool_)
+        """True for rows that are far from their group's earlier median."""
         if past is None:
-            return broken
-        before, now = self._medians(past), self._medians(rows)
-        for group, median in now.items():
-            if group in before and abs(median - before[group]) > self.within * abs(before[group]):
-                broken |= rows[self.by] == group
-        return broken
+            return np.zeros(len(rows[self.column]), dtype=np.bool_)
+        groups: dict[tuple[str, ...], list[float]] = {}
+        for group, value in zip(zip(*(past[name] for name in self._by), strict=True), past[self.column], strict=True):
+            if not np.isnan(value):
+                groups.setdefault(group, []).append(value)
+        usual = {group: float(np.median(values)) for group, values in groups.items()}
+        expected = np.array([usual.get(group, np.nan) for group in zip(*(rows[name] for name in self._by), strict=True)])
+        return np.asarray(np.abs(rows[self.column] - expected) > self.within * np.abs(expected))
 
     def explain(self) -> str:
         """The rule."""
-        return f"median {self.column} of each {self.by} steady within {self.within:.0%}"
+        return f"{self.column} of each {' and '.join(self._by)} steady within {self.within:.0%}"
 
     def limit(self) -> float:
-        """No row may break it."""
-        return 0.0
-
-    def _medians(self, rows: Columns) -> dict[str, float]:
-        groups, values = rows[self.by], rows[self.column]
-        present = ~missing(groups) & ~np.isnan(values)
-        found = {}
-        for group in sorted(set(groups[present])):
-            chosen = values[present & (groups == group)]
-            if len(chosen) >= _FEW:
-                found[group] = float(np.median(chosen))
-        return found
+        """The allowed share."""
+        return self.share
 
 
 def _share(share: float) -> float:
@@ -204,29 +200,30 @@ def _share(share: float) -> float:
 
 
 def run(checks: Iterable[Check], rows: Columns, past: Columns | None) -> tuple[Reason, ...]:
-    """The checks that the rows break beyond their limit."""
+    """The checks that the rows break beyond their limit. Columns that no check reads help to say where the broken rows sit."""
     reasons = []
     for check in checks:
         broken = np.asarray(check.violations(rows, past))
         count, total = int(broken.sum()), len(broken)
         if count > check.limit() * total:
             allowed = f" (allowed {check.limit():.2%})" if check.limit() else ""
-            found = f"{check.explain()}: broken by {count:,} of {total:,} rows{allowed}{_where(check, rows, past, broken)}"
+            found = f"{check.explain()}: broken by {count:,} of {total:,} rows{allowed}{_where(rows, broken)}"
             reasons.append(Reason(check.explain(), found, count, _examples(check, rows, broken)))
     return tuple(reasons)
 
 
-def _where(check: Check, rows: Columns, past: Columns | None, broken: NDArray[np.bool_]) -> str:
-    """Where the broken rows sit: the groups of a Steady check with their medians, the days of the others."""
-    if isinstance(check, Steady) and past is not None:
-        before, now = check._medians(past), check._medians(rows)
-        groups = sorted(set(rows[check.by][broken]))
-        return ", " + "; ".join(f"{check.by} {group}: median {before[group]:g} -> {now[group]:g}" for group in groups)
+def _where(rows: Columns, broken: NDArray[np.bool_]) -> str:
+    """Where the broken rows sit: their days, and any text that nearly all of them and few others share."""
+    parts = []
     times = next((values for values in rows.values() if values.dtype == np.int64), None)
-    if times is None:
-        return ""
-    days = sorted({_day(value) for value in times[broken & (times != NO_TIME)]})
-    return f", on {days[0]}" if len(days) == 1 else f", between {days[0]} and {days[-1]}" if days else ""
+    if times is not None and (days := sorted({_day(value) for value in times[broken & (times != NO_TIME)]})):
+        parts.append(f"on {days[0]}" if len(days) == 1 else f"from {days[0]} to {days[-1]}")
+    for name, values in rows.items():
+        if values.dtype == object:
+            value, count = Counter(values[broken]).most_common(1)[0]
+            if value is not None and count >= 0.9 * broken.sum() and (values == value).mean() < 0.5:
+                parts.append(f"{count / broken.sum():.0%} of them with {name} {value}")
+    return ", " + ", ".join(parts) if parts else ""
 
 
 def _day(value: int) -> str:

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -183,8 +184,7 @@ def _audit(table: Table, columns: Columns, shards: tuple[Any, ...]) -> tuple[Rea
         return found
     names = sorted({name for check in table.checks for name in check.columns()})
     past = to_columns(pq.read_table(shards[-1].path, columns=names)) if shards and names else None
-    subset = {table.time: columns[table.time], **{name: columns[name] for name in names}}
-    return checks.run(table.checks, subset, past)
+    return checks.run(table.checks, columns, past)
 
 
 def _standing(table: Table) -> tuple[Any, ...]:
@@ -229,13 +229,22 @@ def _publish(
         "time_min": int(times.min()),
         "time_max": int(times.max()),
         "profile": artifacts.put(Profile.of(columns).to_json()),
-        "tags": {"source": path.suffix.lstrip("."), "owner": table.owner},
+        "tags": {"source": path.suffix.lstrip("."), "owner": table.owner, "spans": _spans(columns)},
         "makes": f"shard/{table.name}/{digest}",
         "from": [],
     }
     events.append(New("ShardPublished", data))
     journal.append(catalog.stream(table.name), events, expected=position)
     return Outcome("published", table.name, path.stem, digest, rows.num_rows, snapshot)
+
+
+def _spans(columns: Columns) -> dict[str, list[int]]:
+    """First and last moment of every time column, so that a reader can tell which shards it needs."""
+    found = {}
+    for name, values in columns.items():
+        if values.dtype == np.int64 and len(known := values[values != NO_TIME]):
+            found[name] = [int(known.min()), int(known.max())]
+    return found
 
 
 def _quarantine(

@@ -1,0 +1,85 @@
+"""Aggregates over spans [start, stop) of one array, in one fixed order of addition: the same bits for one span or a million."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+
+def last(values: Floats, start: Ints, stop: Ints) -> Floats:
+    """The span's newest value, missing or not; NaN for an empty span."""
+    full = stop > start
+    found = np.full(len(start), np.nan)
+    found[full] = values[stop[full] - 1]
+    return found
+
+
+def _present(values: Floats, start: Ints, stop: Ints) -> tuple[Floats, Ints, Ints]:
+    """The spans over the values that are not missing."""
+    keep = ~np.isnan(values)
+    if keep.all():
+        return values, start, stop
+    position = np.concatenate(([0], np.cumsum(keep)))
+    return values[keep], position[start], position[stop]
+
+
+def _reduce(function: Any, values: Floats, start: Ints, stop: Ints) -> Floats:
+    """`function` over each non-empty span, NaN over empty ones."""
+    found = np.full(len(start), np.nan)
+    full = np.flatnonzero(stop > start)
+    if not len(full):
+        return found
+    # reduceat also reduces the gaps between spans; in order of start they add up to at most one pass over the values.
+    full = full[np.argsort(start[full], kind="stable")]
+    bounds = np.empty(2 * len(full), dtype=np.int64)
+    bounds[0::2], bounds[1::2] = start[full], stop[full]
+    found[full] = function.reduceat(np.append(values, 0.0), bounds)[0::2]
+    return found
+
+
+def _count(values: Floats, start: Ints, stop: Ints) -> Floats:
+    _, start, stop = _present(values, start, stop)
+    return (stop - start).astype(np.float64)
+
+
+def _sum(values: Floats, start: Ints, stop: Ints) -> Floats:
+    return _reduce(np.add, *_present(values, start, stop))
+
+
+def _mean(values: Floats, start: Ints, stop: Ints) -> Floats:
+    count = _count(values, start, stop)
+    return _sum(values, start, stop) / np.where(count == 0, np.nan, count)
+
+
+def _std(values: Floats, start: Ints, stop: Ints) -> Floats:
+    mean = _mean(values, start, stop)
+    return np.sqrt(np.maximum(_mean(values * values, start, stop) - mean * mean, 0.0))
+
+
+def _min(values: Floats, start: Ints, stop: Ints) -> Floats:
+    return _reduce(np.minimum, *_present(values, start, stop))
+
+
+def _max(values: Floats, start: Ints, stop: Ints) -> Floats:
+    return _reduce(np.maximum, *_present(values, start, stop))
+
+
+def _last(values: Floats, start: Ints, stop: Ints) -> Floats:
+    return last(*_present(values, start, stop))
+
+
+AGGREGATES: Mapping[str, Callable[[Floats, Ints, Ints], Floats]] = {
+    "count": _count,
+    "sum": _sum,
+    "mean": _mean,
+    "std": _std,
+    "min": _min,
+    "max": _max,
+    "last": _last,
+}

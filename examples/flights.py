@@ -1,0 +1,37 @@
+"""Will this flight arrive more than 15 minutes late? Asked at its scheduled departure, on flights from New York in 2013."""
+
+from delay_model import DelayNet
+
+import ct
+
+flights = ct.Table(
+    "flights", key="flight_id", time="scheduled_departure", owner="ops",
+    checks=[ct.NotNull("carrier", "origin", "dest"), ct.Within("distance", 1, 6000), ct.Steady("distance", by=("origin", "dest")), ct.Unique("flight_id")],
+)  # fmt: skip
+weather = ct.Table("weather", key="origin", time="observed_at", owner="met", checks=[ct.NotNull("origin")])
+landed = {"known_at": "arrival_time"}
+
+pipeline = ct.Pipeline(
+    name="flight-delay",
+    owner="ops",
+    table=flights,
+    tables=[weather],
+    label=ct.Label("arr_delay", above=15, known_at="arrival_time"),
+    features=[
+        ct.numeric("distance", "scheduled_minutes"),
+        ct.category("carrier", "origin", "dest"),
+        ct.cyclic("scheduled_departure", "hour", "weekday", tz="America/New_York"),
+        ct.latest(weather, "temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib", within="3h"),
+        ct.window(flights, "arr_delay", by="tailnum", over="7d", agg="mean", **landed),
+        ct.window(flights, "arr_delay", by="tailnum", over="1d", agg="last", **landed),
+        ct.window(flights, "arr_delay", by="origin", over="3h", agg="mean", **landed),
+        ct.window(flights, "arr_delay", by="origin", over="1d", agg="mean", **landed),
+        ct.window(flights, "arr_delay", by=("origin", "carrier"), over="1d", agg="mean", **landed),
+        ct.window(flights, "arr_delay", by="dest", over="1d", agg="mean", **landed),
+    ],
+    segments=["carrier", "origin"],
+    model=ct.Torch(DelayNet, epochs=3, lr=ct.Search(3e-4, 1e-2, log=True), seed=7),
+    gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.60), ct.ece(max=0.05)]),
+    rollout=ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()]),
+    retrain=[ct.NewData(rows=20_000), ct.Every("7d"), ct.Drift()],
+)
