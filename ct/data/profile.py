@@ -21,7 +21,10 @@ TOP = 64
 
 @dataclass(frozen=True)
 class Numbers:
-    """A numeric column. `edges` [b - 1] are inner edges frozen at the reference's quantiles; `counts` [b] rows between them."""
+    """A numeric column. `edges` [b - 1] are inner edges frozen at the reference's quantiles; `counts` [b] rows between them.
+
+    NaN and infinities count as missing. `m2` is the sum of squared distances from the mean.
+    """
 
     count: int
     missing: int
@@ -68,7 +71,7 @@ class Profile:
         return Profile(count, made)
 
     def merge(self, other: Profile) -> Profile:
-        """The profile of both row sets together. Raises Corrupt when the edges differ."""
+        """The profile of both row sets together. Counts come out the same in any order. Raises Corrupt when columns or edges differ."""
         if self.columns.keys() != other.columns.keys():
             raise Corrupt("profiles of different columns", "the same columns", "profile both like one reference")
         return Profile(self.rows + other.rows, {name: _merge(self.columns[name], other.columns[name]) for name in self.columns})
@@ -102,12 +105,9 @@ def _plain(value: object) -> object:
 
 
 def _numbers(values: NDArray[np.float64], like: Numbers | None) -> Numbers:
-    present = values[~np.isnan(values)]
-    if like is not None:
-        edges = np.asarray(like.edges)
-    else:
-        edges = np.unique(np.quantile(present, np.arange(1, BINS) / BINS)) if len(present) else np.empty(0)
-    # A value equal to an edge belongs to the bin below it, so that a constant column keeps one bin of its own.
+    present = values[np.isfinite(values)]
+    edges = np.asarray(like.edges) if like is not None else _edges(present)
+    # A value equal to an edge belongs to the bin below it.
     counts = np.bincount(np.searchsorted(edges, present, side="left"), minlength=len(edges) + 1)
     mean = float(present.mean()) if len(present) else np.nan
     return Numbers(
@@ -120,6 +120,14 @@ def _numbers(values: NDArray[np.float64], like: Numbers | None) -> Numbers:
         edges=tuple(float(edge) for edge in edges),
         counts=tuple(int(count) for count in counts),
     )
+
+
+def _edges(present: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Inner edges at the quantiles k / BINS; a value that holds several quantiles gets a bin of its own, so that leaving it shows."""
+    if not len(present):
+        return np.empty(0)
+    edges, held = np.unique(np.quantile(present, np.arange(1, BINS) / BINS, method="inverted_cdf"), return_counts=True)
+    return np.unique(np.concatenate([edges, np.nextafter(edges[held > 1], -np.inf)]))
 
 
 def _categories(values: NDArray[np.object_], like: Categories | None) -> Categories:
