@@ -1,8 +1,7 @@
 """Will this flight arrive more than 15 minutes late? Asked at its scheduled departure, on flights from New York in 2013."""
 
-from delay_model import DelayNet
-
 import ct
+from delay_model import DelayNet
 
 flights = ct.Table(
     "flights", key="flight_id", time="scheduled_departure", owner="ops",

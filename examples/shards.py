@@ -93,9 +93,9 @@ def _scheduled_arrival(raw: pd.DataFrame, departure: pd.Series) -> pd.Series:
 
 
 def weather() -> pd.DataFrame:
-    """Hourly weather of the three airports. A report counts as observed when its hour has ended: nobody knew it earlier."""
+    """Hourly weather of the three airports. A report is made near the end of its hour: at minute 59 of it, it is surely known."""
     raw = pd.read_csv(data_file("weather.csv"))
-    raw["observed_at"] = pd.to_datetime(raw["time_hour"], utc=True) + pd.Timedelta(hours=1)
+    raw["observed_at"] = pd.to_datetime(raw["time_hour"], utc=True) + pd.Timedelta(minutes=59)
     raw = raw.sort_values(["observed_at", "origin"], kind="stable", ignore_index=True)
     return raw[[*WEATHER, "month"]]
 

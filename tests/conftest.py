@@ -1,0 +1,46 @@
+"""Fixtures that several folders of tests share: one small Ray for all of them, and the demo's shards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_local() -> Iterator[None]:
+    """Ray inside this test process: 2 CPUs, a small object store, its own folder; gone when the tests end."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    # Unix sockets below this folder must stay under 108 characters, so pytest's own temporary folders are too deep.
+    folder = tempfile.mkdtemp(prefix="ct", dir="/tmp")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=300_000_000,
+        log_to_driver=False,
+        namespace="ct",
+        _temp_dir=folder,
+    )
+    yield
+    ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def flight_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Landing folder with the demo's shards of January and February."""
+    pytest.importorskip("pyarrow")
+    import shards
+
+    target = tmp_path_factory.mktemp("landing")
+    shards.write(target, range(1, 3))
+    return target
