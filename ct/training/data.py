@@ -1,0 +1,63 @@
+"""Training rows as tensors on disk, mapped into every worker, and their order as a pure function of (seed, epoch)."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ct.ids import canonical, sha256
+
+_ARRAYS = ("numeric", "category", "label")
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """Encoded rows: numeric float32 [n, F], category int64 [n, C] with ids below `cardinalities`, label float32 [n] in {0, 1}."""
+
+    numeric: NDArray[np.float32]
+    category: NDArray[np.int64]
+    label: NDArray[np.float32]
+    cardinalities: tuple[int, ...]
+
+    def __len__(self) -> int:
+        """The number of rows n."""
+        return len(self.label)
+
+    def digest(self) -> str:
+        """SHA-256 over every value and shape."""
+        hashes = [sha256(np.ascontiguousarray(getattr(self, name)).tobytes()) for name in _ARRAYS]
+        return sha256(canonical([hashes, [list(getattr(self, name).shape) for name in _ARRAYS], list(self.cardinalities)]))
+
+    def save(self, folder: Path) -> Path:
+        """Write the rows below `folder`; the small file set.json is written last and makes them a set."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "set.json").unlink(missing_ok=True)
+        for name in _ARRAYS:
+            part = folder / f".{name}.npy"
+            with part.open("wb") as file:
+                np.save(file, np.ascontiguousarray(getattr(self, name)))
+            os.replace(part, folder / f"{name}.npy")
+        (folder / "set.json").write_text(json.dumps({"cardinalities": list(self.cardinalities)}))
+        return folder
+
+    @staticmethod
+    def open(folder: Path) -> TrainingSet:
+        """Map a saved set; nothing is read before it is used."""
+        cardinalities = tuple(json.loads((folder / "set.json").read_text())["cardinalities"])
+        numeric, category, label = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
+        return TrainingSet(numeric, category, label, cardinalities)
+
+
+def order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of `rows` rows in `epoch`: the same for the same arguments on any machine (Philox, counter-based)."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+
+
+def steps(rows: int, batch: int) -> int:
+    """Steps of an epoch. A last, incomplete batch is dropped; its rows come elsewhere in the next epoch's order."""
+    return rows // batch
