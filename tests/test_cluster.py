@@ -1,0 +1,49 @@
+"""cluster.yaml is what Ray's cluster launcher takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> dict[str, Any]:
+    return dict(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+
+
+def test_rays_own_schema_accepts_it(cluster: dict[str, Any]) -> None:
+    from ray.autoscaler._private.util import fillout_defaults, validate_config
+
+    validate_config(cluster)
+    validate_config(fillout_defaults(cluster))
+
+
+def test_a_misspelt_key_would_be_found(cluster: dict[str, Any]) -> None:
+    from jsonschema import ValidationError
+    from ray.autoscaler._private.util import validate_config
+
+    with pytest.raises(ValidationError, match="max_worker"):
+        validate_config(cluster | {"max_worker": 3})
+
+
+def test_head_is_cpu_and_workers_of_both_kinds_scale(cluster: dict[str, Any]) -> None:
+    types = cluster["available_node_types"]
+    assert cluster["provider"]["type"] == "aws"
+    assert cluster["head_node_type"] == "head"
+    workers = {name: kind for name, kind in types.items() if name != "head"}
+    assert {"cpu", "gpu"} <= set(workers)
+    assert all(kind["min_workers"] < kind["max_workers"] for kind in workers.values())
+    assert sum(kind["max_workers"] for kind in workers.values()) <= cluster["max_workers"]
+    assert types["gpu"]["node_config"]["InstanceType"].startswith(("g", "p"))
+
+
+def test_its_images_carry_the_locked_ray(cluster: dict[str, Any]) -> None:
+    lock = (ROOT / "requirements.lock").read_text().splitlines()
+    ray = next(line for line in lock if line.startswith("ray==")).removeprefix("ray==")
+    images = [cluster["docker"]["image"], cluster["available_node_types"]["gpu"]["docker"]["worker_image"]]
+    assert all(f"ray:{ray}-" in image for image in images)
