@@ -44,7 +44,7 @@ class ShardFile:
     snapshot: int
     time_min: int
     time_max: int
-    tags: Mapping[str, Any] = field(default_factory=dict)
+    tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
 class Warehouse:
