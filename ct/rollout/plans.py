@@ -1,0 +1,302 @@
+"""What a user declares of a rollout: its steps (Canary, BlueGreen, Shadow) and its guards. Plans decide nothing; see verdict.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from ct.clock import duration
+from ct.errors import InvalidPipeline
+
+if TYPE_CHECKING:
+    from ct.rollout.verdict import Cell
+
+NOISE = 0.01
+"""Added to the share of slow requests that passes: 200 requests of an equal canary stray by this much."""
+QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
+
+
+@runtime_checkable
+class Guard(Protocol):
+    """A bad event that is watched, and how much of it is let pass. A user's own guard has these methods."""
+
+    def metric(self) -> str:
+        """Its name in evidence and reports."""
+        ...
+
+    def events(self, cell: Cell) -> tuple[int, int]:
+        """(requests that could go badly, requests that did) of one cell."""
+        ...
+
+    def ratio(self, stable: float) -> float:
+        """Harm is a canary with more than this many times stable's rate; at least 1. `stable` is the rate seen so far."""
+        ...
+
+    def cap(self) -> float | None:
+        """Harm is also a canary with a rate above this, None for no such limit."""
+        ...
+
+    def allowed(self, stable: float) -> float:
+        """The highest canary rate that passes a step, given stable's rate."""
+        ...
+
+    def needed(self) -> int:
+        """How many requests that could go badly the canary must have had in the whole rollout before a step passes."""
+        ...
+
+    def compares(self) -> bool:
+        """Does it mean nothing without stable beside the canary?"""
+        ...
+
+    def validate(self) -> list[str]:
+        """What is wrong with its fields."""
+        ...
+
+
+@dataclass(frozen=True)
+class ErrorRate:
+    """Failed requests. The canary is harmful when it fails more often than stable, or than `max`."""
+
+    max: float = 0.01
+
+    def metric(self) -> str:
+        return "error_rate"
+
+    def events(self, cell: Cell) -> tuple[int, int]:
+        return cell.total, cell.errors
+
+    def ratio(self, stable: float) -> float:
+        return 1.0
+
+    def cap(self) -> float | None:
+        return self.max
+
+    def allowed(self, stable: float) -> float:
+        return self.max
+
+    def needed(self) -> int:
+        return 0
+
+    def compares(self) -> bool:
+        return False
+
+    def validate(self) -> list[str]:
+        return [] if _number(self.max, 0, 1) else [f"error_rate(max={self.max!r}), expected a share between 0 and 1"]
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Slow requests: those above stable's earlier `quantile`. Harmful is a canary that is slow over `factor` times as often as stable."""
+
+    quantile: str = "p99"
+    factor: float = 1.5
+
+    def metric(self) -> str:
+        return f"latency_{self.quantile}"
+
+    def events(self, cell: Cell) -> tuple[int, int]:
+        return cell.total, cell.slow
+
+    def ratio(self, stable: float) -> float:
+        return self.factor
+
+    def cap(self) -> float | None:
+        return None
+
+    def allowed(self, stable: float) -> float:
+        return min(1.0, self.factor * max(stable, 1 - QUANTILES[self.quantile]) + NOISE)
+
+    def needed(self) -> int:
+        return 0
+
+    def compares(self) -> bool:
+        return False
+
+    def validate(self) -> list[str]:
+        faults = []
+        if self.quantile not in QUANTILES:
+            faults.append(f"latency({self.quantile!r}), expected one of {list(QUANTILES)}")
+        if not _number(self.factor, 1, 1000, low_included=True):
+            faults.append(f"latency(factor={self.factor!r}), expected a number from 1 to 1000")
+        return faults
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Wrong predictions, among those whose truth is known. The canary may be wrong `margin` (a share of rows) more often than stable."""
+
+    margin: float = 0.05
+    min_labels: int = 50
+
+    def metric(self) -> str:
+        return "wrong_rate"
+
+    def events(self, cell: Cell) -> tuple[int, int]:
+        return cell.labelled, cell.wrong
+
+    def ratio(self, stable: float) -> float:
+        return 1.0 + self.margin / stable if stable > 0 else 1.0
+
+    def cap(self) -> float | None:
+        return None
+
+    def allowed(self, stable: float) -> float:
+        return min(1.0, stable + self.margin)
+
+    def needed(self) -> int:
+        return self.min_labels
+
+    def compares(self) -> bool:
+        return True
+
+    def validate(self) -> list[str]:
+        faults = []
+        if not _number(self.margin, 0, 1):
+            faults.append(f"quality(margin={self.margin!r}), expected a share between 0 and 1")
+        if not _count(self.min_labels, 0):
+            faults.append(f"quality(min_labels={self.min_labels!r}), expected a whole number")
+        return faults
+
+
+def error_rate(max: float = 0.01) -> ErrorRate:
+    """Guard against failing requests: never more often than stable, and at most a share of `max`."""
+    return ErrorRate(max)
+
+
+def latency(quantile: str = "p99", factor: float = 1.5) -> Latency:
+    """Guard against slow requests: above stable's earlier `quantile` at most `factor` times as often as stable."""
+    return Latency(quantile, factor)
+
+
+def quality(margin: float = 0.05, min_labels: int = 50) -> Quality:
+    """Guard against wrong predictions: at most `margin` more often than stable, judged from `min_labels` labelled rows of the canary on."""
+    return Quality(margin, min_labels)
+
+
+class Plan(Protocol):
+    """How a candidate gets its traffic."""
+
+    @property
+    def guards(self) -> Sequence[Guard]:
+        """What is watched."""
+        ...
+
+    @property
+    def min_requests(self) -> int:
+        """Requests that the canary must have had at a step before the step passes."""
+        ...
+
+    @property
+    def deadline(self) -> str:
+        """How long a step may take before it holds for a person."""
+        ...
+
+    def stages(self) -> tuple[tuple[int, bool], ...]:
+        """For each step: the canary's share of the traffic in percent, and whether it is only shadowed."""
+        ...
+
+    def validate(self) -> list[str]:
+        """What is wrong with its fields."""
+        ...
+
+
+@dataclass(frozen=True, init=False)
+class Canary:
+    """Traffic in growing `steps` (percent). A step passes after `min_requests` canary requests with every guard inside its margin."""
+
+    steps: tuple[int, ...]
+    guards: tuple[Guard, ...]
+    min_requests: int
+    deadline: str
+
+    def __init__(self, *steps: int, guards: Sequence[Guard] = (), min_requests: int = 200, deadline: str = "1h") -> None:
+        _set(self, steps=steps, guards=tuple(guards), min_requests=min_requests, deadline=deadline)
+
+    def stages(self) -> tuple[tuple[int, bool], ...]:
+        """One stage for each step."""
+        return tuple((step, False) for step in self.steps)
+
+    def validate(self) -> list[str]:
+        """What is wrong with its fields."""
+        faults = _plan_faults(self) if self.steps else []
+        if not self.steps or not all(_count(step, 1) and step <= 100 for step in self.steps):
+            faults.append(f"Canary{self.steps!r}, expected percentages from 1 to 100, such as Canary(10, 50, 100)")
+        elif list(self.steps) != sorted(set(self.steps)):
+            faults.append(f"Canary{self.steps!r}, expected steps that grow")
+        return faults
+
+
+@dataclass(frozen=True, init=False)
+class BlueGreen:
+    """All traffic at once. Stable stays loaded; the guards' own limits decide whether it comes back, there being no one to compare with."""
+
+    guards: tuple[Guard, ...]
+    min_requests: int
+    deadline: str
+
+    def __init__(self, *, guards: Sequence[Guard] = (), min_requests: int = 200, deadline: str = "1h") -> None:
+        _set(self, guards=tuple(guards), min_requests=min_requests, deadline=deadline)
+
+    def stages(self) -> tuple[tuple[int, bool], ...]:
+        """One stage with all traffic."""
+        return ((100, False),)
+
+    def validate(self) -> list[str]:
+        """What is wrong with its fields."""
+        return _plan_faults(self)
+
+
+@dataclass(frozen=True, init=False)
+class Shadow:
+    """No traffic: the candidate scores every request unseen. It never promotes by itself; at its deadline it holds for a person."""
+
+    guards: tuple[Guard, ...]
+    min_requests: int
+    deadline: str
+
+    def __init__(self, *, guards: Sequence[Guard] = (), min_requests: int = 200, deadline: str = "1h") -> None:
+        _set(self, guards=tuple(guards), min_requests=min_requests, deadline=deadline)
+
+    def stages(self) -> tuple[tuple[int, bool], ...]:
+        """One stage that is only shadowed."""
+        return ((0, True),)
+
+    def validate(self) -> list[str]:
+        """What is wrong with its fields."""
+        return _plan_faults(self)
+
+
+def _set(plan: object, **fields: object) -> None:
+    for name, value in fields.items():
+        object.__setattr__(plan, name, value)
+
+
+def _plan_faults(plan: Canary | BlueGreen | Shadow) -> list[str]:
+    faults = []
+    for guard in plan.guards:
+        if isinstance(guard, Guard):
+            faults += guard.validate()
+            if guard.compares() and not any(0 < share < 100 for share, _ in plan.stages()):
+                faults.append(f"{guard.metric()} compares two arms, but no step gives both a share; use ct.Canary(10, 100)")
+        else:
+            faults.append(
+                f"guard {guard!r}, expected ct.error_rate(), ct.latency(), ct.quality() or an object with their methods"
+            )
+    if not _count(plan.min_requests, 1):
+        faults.append(f"min_requests={plan.min_requests!r}, expected a whole number of at least 1; no data is never a pass")
+    try:
+        duration(plan.deadline)
+    except InvalidPipeline as error:
+        faults.append(f"deadline: {error}")
+    return faults
+
+
+def _number(value: object, low: float, high: float, *, low_included: bool = False) -> bool:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return (low <= value if low_included else low < value) and value < high
+
+
+def _count(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -1,0 +1,191 @@
+"""Judges a rollout from counts: continue, promote, hold or roll back, with the evidence. Pure; valid at any number of looks.
+
+Harm is looked for with e-processes (evaluation/stats.py): over all looks, steps, weights and metrics together a canary that is no
+worse than stable, and under the guards' caps, is rolled back with probability `alpha` at most.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ct.clock import duration
+from ct.evaluation.stats import above_rate, uneven_split, worse_arm
+from ct.rollout.plans import Guard, Plan
+
+ALPHA = 0.05
+SPLIT_LIMIT = 1000.0
+"""A split is called broken at this e-value and when it is also off by a fifth: sticky users make shares rougher than independent draws."""
+SPLIT_FLOOR = 0.2
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Counts of one arm while the canary's share was `weight` (0 to 1).
+
+    `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`.
+    """
+
+    weight: float
+    arm: str
+    total: int = 0
+    errors: int = 0
+    slow: int = 0
+    labelled: int = 0
+    wrong: int = 0
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One metric's evidence of harm: an alarm is raised where `e_value` reaches `limit`. The counts are those that it rests on."""
+
+    metric: str
+    e_value: float
+    limit: float
+    stable_n: int
+    stable_bad: int
+    canary_n: int
+    canary_bad: int
+
+    @property
+    def harmful(self) -> bool:
+        """Has the alarm gone off?"""
+        return self.e_value >= self.limit
+
+    def __str__(self) -> str:
+        return (
+            f"{self.metric}: canary {self.canary_bad:,} of {self.canary_n:,}, stable {self.stable_bad:,} of {self.stable_n:,}"
+            f" (e-value {self.e_value:.3g}, alarm at {self.limit:.0f})"
+        )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`promote` means: this step has passed, take the next one or end. `hold` means: a person should look."""
+
+    decision: Literal["continue", "promote", "hold", "roll_back"]
+    cause: str
+    evidence: tuple[Evidence, ...] = ()
+
+
+def judge(plan: Plan, cells: Sequence[Cell], *, step: int, elapsed_s: float, alpha: float = ALPHA) -> Verdict:
+    """The verdict over all `cells` of the rollout while it stands at `step`, where it has been for `elapsed_s` seconds."""
+    broken, received = _split(cells)
+    # Where the canary got more requests than its weight says, more bad events alone do not make it worse: judge by what it got.
+    evidence = _evidence(plan.guards, received if broken else cells, alpha)
+    if harmful := [item for item in evidence if item.harmful]:
+        return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
+    if broken:
+        return Verdict("hold", broken, evidence)
+    lacking = _lacking(plan, cells, step)
+    if not lacking:
+        return Verdict("promote", "every guard is inside its margin", evidence)
+    if elapsed_s >= duration(plan.deadline).total_seconds():
+        return Verdict("hold", f"not proven within {plan.deadline}: {lacking}", evidence)
+    return Verdict("continue", lacking, evidence)
+
+
+def _evidence(guards: Sequence[Guard], cells: Sequence[Cell], alpha: float) -> tuple[Evidence, ...]:
+    tests = sum(1 if guard.cap() is None else 2 for guard in guards)
+    made = []
+    for guard in guards:
+        found = _compare(guard, cells)
+        levels = [(level.weight, level.stable_bad + level.canary_bad, level.canary_bad) for level in found]
+        e_value = worse_arm(levels, max(1.0, guard.ratio(_stable_rate(found))))
+        made.append(Evidence(guard.metric(), e_value, tests / alpha, *_totals(found)))
+        if (cap := guard.cap()) is not None:
+            every = _levels(guard, cells)
+            _, _, n, bad = totals = _totals(every)
+            made.append(Evidence(f"{guard.metric()} above {cap:g}", above_rate(cap, n, bad), tests / alpha, *totals))
+    return tuple(made)
+
+
+@dataclass(frozen=True)
+class _Level:
+    """One guard's counts at one weight."""
+
+    weight: float
+    stable_n: int
+    stable_bad: int
+    canary_n: int
+    canary_bad: int
+
+
+def _levels(guard: Guard, cells: Sequence[Cell]) -> tuple[_Level, ...]:
+    counts: dict[float, dict[str, list[int]]] = defaultdict(lambda: {"stable": [0, 0], "canary": [0, 0]})
+    for cell in cells:
+        n, bad = guard.events(cell)
+        arm = counts[cell.weight][cell.arm]
+        arm[0], arm[1] = arm[0] + n, arm[1] + bad
+    return tuple(_Level(weight, *arms["stable"], *arms["canary"]) for weight, arms in sorted(counts.items()))
+
+
+def _compare(guard: Guard, cells: Sequence[Cell]) -> tuple[_Level, ...]:
+    """The levels at which both arms had a share: at 100 % another hour's stable would be compared, not another version."""
+    return tuple(level for level in _levels(guard, cells) if 0 < level.weight < 1)
+
+
+def _totals(levels: Sequence[_Level]) -> tuple[int, int, int, int]:
+    return (
+        sum(level.stable_n for level in levels),
+        sum(level.stable_bad for level in levels),
+        sum(level.canary_n for level in levels),
+        sum(level.canary_bad for level in levels),
+    )
+
+
+def _stable_rate(levels: Sequence[_Level]) -> float:
+    """Stable's rate had it served the canary's requests: level by level, so that a rate that moves over the day does not count as harm."""
+    both = [level for level in levels if level.stable_n and level.canary_n]
+    exposure = sum(level.canary_n for level in both)
+    return sum(level.canary_n * level.stable_bad / level.stable_n for level in both) / exposure if exposure else 0.0
+
+
+def _split(cells: Sequence[Cell]) -> tuple[str, tuple[Cell, ...]]:
+    """What is wrong with the split of the traffic (empty: it is as the weights say), and the cells under the shares that the canary got."""
+    totals: dict[float, dict[str, int]] = defaultdict(lambda: {"stable": 0, "canary": 0})
+    for cell in cells:
+        totals[cell.weight][cell.arm] += cell.total
+    broken, shares = "", {}
+    for weight, counts in sorted(totals.items()):
+        n, canary = counts["stable"] + counts["canary"], counts["canary"]
+        shares[weight] = max(weight, canary / n) if n else weight
+        off = n and abs(canary / n - weight) > SPLIT_FLOOR * min(weight, 1 - weight)
+        if off and _split_evidence(weight, n, canary) >= SPLIT_LIMIT:
+            broken = f"the canary got {canary:,} of {n:,} requests at a weight of {weight:.0%}: the split is broken, trust neither arm"
+    return broken, tuple(replace(cell, weight=shares[cell.weight]) for cell in cells)
+
+
+def _split_evidence(weight: float, n: int, canary: int) -> float:
+    certain = weight in (0.0, 1.0)  # then one request in the wrong arm is one too many
+    return SPLIT_LIMIT if certain else uneven_split([(weight, n, canary)])
+
+
+def _lacking(plan: Plan, cells: Sequence[Cell], step: int) -> str:
+    """What keeps the step from passing, empty when nothing does."""
+    percent, shadow = plan.stages()[step]
+    if shadow:
+        return "a shadow gets no traffic and is promoted by a person"
+    here = [cell for cell in cells if abs(cell.weight - percent / 100) < 1e-9]
+    requests = sum(cell.total for cell in here if cell.arm == "canary")
+    if requests < plan.min_requests:
+        return f"{requests:,} of {plan.min_requests:,} canary requests at {percent} %"
+    compared = any(0 < share < 100 for share, _ in plan.stages())
+    for guard in plan.guards:
+        # A capped rate must be kept at this very step; a compared one wherever there was somebody to compare with.
+        if found := _outside(
+            guard, _levels(guard, here) if guard.cap() is not None or not compared else _compare(guard, cells)
+        ):
+            return found
+    return ""
+
+
+def _outside(guard: Guard, levels: Sequence[_Level]) -> str:
+    """Why the guard's margin is not kept, or cannot be judged; empty when it is kept."""
+    _, _, n, bad = _totals(levels)
+    if n < max(1, guard.needed()):
+        return f"{guard.metric()}: {n:,} of {max(1, guard.needed()):,} canary requests could be judged"
+    allowed = guard.allowed(_stable_rate(levels))
+    return "" if bad / n <= allowed else f"{guard.metric()}: canary {bad:,} of {n:,} ({bad / n:.2%}), allowed {allowed:.2%}"

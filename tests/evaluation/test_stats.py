@@ -1,0 +1,128 @@
+"""Intervals against brute force and simulation; e-values against their guarantee."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ct.errors import TrainingFailed
+from ct.evaluation import stats
+
+
+def pair(rng: np.random.Generator, n: int, drop: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two correlated scores of one truth; `drop` weakens the second."""
+    label = (rng.random(n) < 0.3).astype(float)
+    base = label + rng.normal(size=n)
+    return base + 0.4 * rng.normal(size=n), (1 - drop) * label + base - label + 0.4 * rng.normal(size=n), label
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=2, max_size=40))
+def test_auroc_is_the_share_of_rightly_ordered_pairs(rows: list[tuple[int, bool]]) -> None:
+    score, label = np.array([r[0] for r in rows], float), np.array([r[1] for r in rows], float)
+    one, zero = score[label == 1], score[label == 0]
+    if not len(one) or not len(zero):
+        assert stats.auroc(score, label) is None
+        return
+    wanted = np.mean([(a > b) + 0.5 * (a == b) for a in one for b in zero])
+    assert stats.auroc(score, label) == pytest.approx(wanted)
+    assert stats.auroc_interval(score, label).estimate == pytest.approx(wanted)
+
+
+def test_delong_variance_is_that_of_the_textbook() -> None:
+    a, b, label = pair(np.random.default_rng(0), 60)
+    one, zero = label == 1, label == 0
+    psi = [(s[one][:, None] > s[zero]) + 0.5 * (s[one][:, None] == s[zero]) for s in (a, b)]
+    rows, columns = np.cov([p.mean(1) for p in psi]), np.cov([p.mean(0) for p in psi])
+    s = rows / one.sum() + columns / zero.sum()
+    half = 1.959963985 * math.sqrt(s[0, 0] + s[1, 1] - 2 * s[0, 1])
+    found = stats.delong(a, b, label)
+    assert found.estimate == pytest.approx(psi[0].mean() - psi[1].mean())
+    assert (found.low, found.high) == pytest.approx((found.estimate - half, found.estimate + half))
+
+
+def test_delong_covers_no_difference_about_95_times_in_100() -> None:
+    rng = np.random.default_rng(1)
+    found = [stats.delong(*pair(rng, 400)) for _ in range(400)]
+    covered = np.mean([i.low <= 0 <= i.high for i in found])
+    assert 0.92 <= covered <= 0.98
+
+
+def test_delong_sees_a_difference() -> None:
+    rng = np.random.default_rng(2)
+    found = [stats.delong(*pair(rng, 2000, drop=0.25)) for _ in range(50)]
+    assert np.mean([i.low > 0 for i in found]) > 0.9
+
+
+def test_equal_scores_differ_by_nothing() -> None:
+    a, _, label = pair(np.random.default_rng(3), 100)
+    assert stats.delong(a, a, label) == stats.Interval(0.0, 0.0, 0.0)
+    assert stats.paired_bootstrap(np.full(100, 0.3), np.full(100, 0.3), label) == stats.Interval(0.0, 0.0, 0.0)
+
+
+def test_one_class_is_an_error_that_says_so() -> None:
+    with pytest.raises(TrainingFailed, match="0 rows of class 1"):
+        stats.delong([0.1, 0.2], [0.2, 0.1], [0, 0])
+
+
+def test_bootstrap_is_a_function_of_its_seed_and_covers() -> None:
+    rng = np.random.default_rng(4)
+    covered = 0
+    for _ in range(100):
+        p = rng.uniform(0.1, 0.9, 300)
+        label = (rng.random(300) < p).astype(float)
+        a, b = np.clip(p + rng.normal(0, 0.1, (2, 300)), 0.01, 0.99)
+        truth = float((-(p * np.log(a / b) + (1 - p) * np.log((1 - a) / (1 - b)))).mean())
+        found = stats.paired_bootstrap(a, b, label, rounds=200)
+        covered += found.low <= truth <= found.high
+    assert covered >= 86
+    assert stats.paired_bootstrap(a, b, label) == stats.paired_bootstrap(a, b, label)
+    assert stats.paired_bootstrap(a, b, label, seed=1) != stats.paired_bootstrap(a, b, label)
+
+
+def test_losses_stay_finite_and_calibration_error_is_known() -> None:
+    assert np.isfinite(stats.log_losses([0.0, 1.0], [1.0, 0.0])).all()
+    assert stats.calibration_error(np.full(100, 0.25), np.r_[np.ones(25), np.zeros(75)]) == pytest.approx(0.0)
+    assert stats.calibration_error(np.full(100, 0.75), np.r_[np.ones(25), np.zeros(75)]) == pytest.approx(0.5)
+    assert stats.calibration_error([0.0, 1.0], [0, 1]) == 0.0
+
+
+# -- e-values
+
+
+def test_the_mean_of_the_worse_arm_e_value_is_one_under_the_null() -> None:
+    for weight, ratio in ((0.1, 1.0), (0.5, 1.0), (0.1, 1.5)):
+        null = weight * ratio / (weight * ratio + 1 - weight)
+        mean = sum(
+            math.comb(6, k) * null**k * (1 - null) ** (6 - k) * stats.worse_arm([(weight, 6, k)], ratio) for k in range(7)
+        )
+        assert mean == pytest.approx(1.0)
+
+
+def test_the_means_of_the_other_e_values_are_one_under_the_null() -> None:
+    for rate in (0.01, 0.6):
+        mean = sum(math.comb(5, k) * rate**k * (1 - rate) ** (5 - k) * stats.above_rate(rate, 5, k) for k in range(6))
+        assert mean == pytest.approx(1.0)
+    mean = sum(math.comb(8, k) * 0.3**k * 0.7 ** (8 - k) * stats.uneven_split([(0.3, 8, k)]) for k in range(9))
+    assert mean == pytest.approx(1.0)
+
+
+def test_levels_multiply_and_whole_traffic_says_nothing() -> None:
+    assert stats.worse_arm([(1.0, 50, 50), (0.0, 50, 0)]) == 1.0
+    assert stats.worse_arm([]) == 1.0
+    assert stats.worse_arm([(0.1, 5, 4), (0.1, 5, 4)]) == pytest.approx(stats.worse_arm([(0.1, 10, 8)]))
+    assert stats.worse_arm([(0.5, 10**7, 10**7)]) == pytest.approx(stats.E_MAX)
+
+
+def test_a_broken_split_shows() -> None:
+    rng = np.random.default_rng(5)
+    n = np.arange(100, 10_001, 100)
+    false = sum(
+        max(stats.uneven_split([(0.1, int(t), int(k))]) for t, k in zip(n, rng.binomial(100, 0.1, 100).cumsum(), strict=True))
+        >= 1000
+        for _ in range(300)
+    )
+    assert false <= 2
+    assert stats.uneven_split([(0.1, 5000, 700)]) > 1000

@@ -1,0 +1,177 @@
+"""Verdicts: what each kind of canary gets, how often an equal one is rolled back under peeking, how soon a bad one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+import ct
+from ct.ids import canonical, describe
+from ct.rollout.verdict import ALPHA, Cell, Verdict, judge
+
+PLAN = ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()])
+
+
+def cells(weight: float, stable: tuple[int, ...], canary: tuple[int, ...]) -> tuple[Cell, Cell]:
+    return Cell(weight, "stable", *stable), Cell(weight, "canary", *canary)
+
+
+GOOD = cells(0.1, (1900, 2, 19, 1000, 200), (210, 0, 2, 100, 21))
+
+
+def look(found: Sequence[Cell], step: int = 0, elapsed: float = 10.0, plan: ct.Canary = PLAN) -> Verdict:
+    return judge(plan, found, step=step, elapsed_s=elapsed)
+
+
+def test_a_good_canary_passes_its_step() -> None:
+    assert look(GOOD).decision == "promote"
+
+
+def test_no_data_is_never_a_pass() -> None:
+    assert look(()).decision == "continue"
+    assert look((), elapsed=3600).decision == "hold"
+    assert "0 of 200" in look(()).cause
+
+
+def test_each_step_wants_its_own_requests() -> None:
+    assert look(GOOD, step=1).decision == "continue"
+    more = (*GOOD, *cells(0.5, (250, 0, 2, 100, 20), (250, 0, 3, 100, 20)))
+    assert look(more, step=1).decision == "promote"
+    assert look((*more, Cell(1.0, "canary", 250, 0, 90, 0, 0)), step=2).decision == "promote"  # nobody to be slow beside
+    assert look((*more, Cell(1.0, "canary", 250, 7, 2, 0, 0)), step=2).decision != "promote"
+
+
+def test_unlabelled_quality_waits_then_holds() -> None:
+    blind = cells(0.1, (1900, 2, 19, 0, 0), (210, 0, 2, 0, 0))
+    assert look(blind).decision == "continue"
+    held = look(blind, elapsed=3600)
+    assert held.decision == "hold"
+    assert "0 of 50" in held.cause
+
+
+@pytest.mark.parametrize(
+    ("canary", "metric"),
+    [((30, 12, 0, 0, 0), "error_rate"), ((210, 0, 60, 0, 0), "latency_p99"), ((210, 0, 2, 100, 80), "wrong_rate")],
+)
+def test_harm_is_rolled_back_and_named(canary: tuple[int, ...], metric: str) -> None:
+    found = look(cells(0.1, (1900, 2, 19, 1000, 200), canary))
+    assert found.decision == "roll_back"
+    assert found.cause.startswith(metric)
+    worst = max(found.evidence, key=lambda item: item.e_value)
+    assert worst.harmful
+    assert canonical(describe(found.evidence))
+
+
+def test_at_100_percent_the_cap_still_guards() -> None:
+    assert look((*GOOD, Cell(1.0, "canary", 300, 30)), step=2).decision == "roll_back"
+
+
+def test_slower_than_stable_but_within_the_factor_is_no_harm() -> None:
+    assert look(cells(0.5, (20_000, 0, 200, 1000, 200), (20_000, 0, 260, 1000, 200)), step=1).decision == "promote"
+
+
+def test_a_rate_that_moves_over_the_day_is_no_harm() -> None:
+    calm, storm = cells(0.1, (9000, 0, 9, 9000, 900), (1000, 0, 1, 1000, 100)), (1000, 0, 100, 1000, 400)
+    assert look((*calm, *cells(0.5, storm, storm)), step=1).decision == "promote"
+
+
+def test_a_broken_split_holds() -> None:
+    found = look(cells(0.1, (1000, 0, 10, 500, 100), (1000, 0, 10, 500, 100)))
+    assert found.decision == "hold"
+    assert "split is broken" in found.cause
+    bad = look(cells(0.1, (1000, 0, 10, 500, 100), (1000, 0, 10, 500, 400)))
+    assert bad.decision == "roll_back"  # worse even for what it got
+    assert look((replace(GOOD[0], weight=1.0), replace(GOOD[1], weight=1.0)), step=2).decision == "hold"
+
+
+def test_blue_green_goes_by_caps_and_a_shadow_waits_for_a_person() -> None:
+    blue = ct.BlueGreen(guards=[ct.error_rate(), ct.latency()])
+    assert judge(blue, [Cell(1.0, "canary", 200, 1, 3)], step=0, elapsed_s=1).decision == "promote"
+    assert judge(blue, [Cell(1.0, "canary", 200, 1, 30)], step=0, elapsed_s=4000).decision == "hold"
+    assert judge(blue, [Cell(1.0, "canary", 200, 30, 3)], step=0, elapsed_s=1).decision == "roll_back"
+    assert judge(ct.Shadow(), GOOD, step=0, elapsed_s=1).decision == "continue"
+    assert judge(ct.Shadow(), GOOD, step=0, elapsed_s=4000).decision == "hold"
+
+
+# -- simulation: whole rollouts, looked at 20 times
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Chances of an error, a slow answer, a wrong answer; `label` is the chance that the truth is known by the look."""
+
+    error: float = 0.002
+    slow: float = 0.01
+    wrong: float = 0.20
+    label: float = 0.5
+
+
+def rollout(rng: np.random.Generator, stable: Arm, canary: Arm, *, per_look: int = 300, looks: int = 20) -> tuple[str, int]:
+    """(the last decision or "open", requests until then). Rates swell and fall over the looks, for both arms alike."""
+    counts: dict[tuple[float, str], np.ndarray] = {}
+    step = 0
+    for turn in range(looks):
+        swell = 1 + 0.8 * np.sin(turn / 3)
+        weight = (0.1, 0.5, 1.0)[step]
+        sent = rng.binomial(per_look, weight)
+        for name, arm, n in (("stable", stable, per_look - sent), ("canary", canary, sent)):
+            labelled = rng.binomial(n, arm.label)
+            new = [
+                n,
+                *rng.binomial(n, [arm.error * swell, arm.slow * swell]),
+                labelled,
+                rng.binomial(labelled, arm.wrong * swell),
+            ]
+            counts[weight, name] = counts.get((weight, name), np.zeros(5, int)) + new
+        found = look([Cell(w, a, *map(int, c)) for (w, a), c in counts.items()], step=step)
+        if found.decision in ("roll_back", "hold"):
+            return found.decision, (turn + 1) * per_look
+        if found.decision == "promote":
+            if step == 2:
+                return "promote", (turn + 1) * per_look
+            step += 1
+    return "open", looks * per_look
+
+
+def test_equal_canaries_are_rolled_back_less_often_than_alpha_under_peeking() -> None:
+    rng = np.random.default_rng(0)
+    ends = [rollout(rng, Arm(), Arm())[0] for _ in range(300)]
+    false = ends.count("roll_back") / 300
+    assert false <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / 300)
+    assert ends.count("hold") <= 3
+    assert ends.count("promote") >= 250
+
+
+def test_no_metric_alarms_on_equal_arms_however_often_one_looks() -> None:
+    """Each guard alone and never promoted: 300 rollouts, 200 looks each, a weight that changes on the way."""
+    rng = np.random.default_rng(1)
+    plan = ct.Canary(10, 50, guards=[ct.error_rate(max=0.9)], min_requests=10**9)
+    false = 0
+    for _ in range(300):
+        bad = rng.binomial(100, 0.05, size=200)
+        share = np.where(np.arange(200) < 100, 0.1, 0.5)
+        canary = rng.binomial(bad, share)
+        low, high = np.cumsum(canary[:100]), np.cumsum(canary[100:])
+        for turn in range(0, 200, 2):
+            seen = [(0.1, int(bad[: min(turn + 1, 100)].sum()), int(low[min(turn, 99)]))]
+            if turn >= 100:
+                seen.append((0.5, int(bad[100 : turn + 1].sum()), int(high[turn - 100])))
+            found = [c for w, n, k in seen for c in (Cell(w, "stable", 0, n - k), Cell(w, "canary", 10**6, k))]
+            if judge(plan, found, step=0, elapsed_s=0).evidence[0].e_value >= 1 / ALPHA:
+                false += 1
+                break
+    assert false / 300 <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / 300)
+
+
+@pytest.mark.parametrize(
+    ("canary", "requests"),
+    [(Arm(error=0.05), 2100), (Arm(slow=0.10), 3000), (Arm(wrong=0.45), 3000)],
+    ids=["errors 0.2 % to 5 %", "slow 1 % to 10 %", "wrong 20 % to 45 %"],
+)
+def test_harm_is_found_soon(canary: Arm, requests: int) -> None:
+    rng = np.random.default_rng(2)
+    ends = [rollout(rng, Arm(), canary) for _ in range(100)]
+    assert [end for end, _ in ends].count("roll_back") >= 90
+    assert "promote" not in [end for end, _ in ends]
+    assert np.median([n for end, n in ends if end == "roll_back"]) <= requests
