@@ -255,6 +255,7 @@ def golden_rows(encoder: Encoder, columns: Columns) -> dict[str, Any]:
         "features": {name: [_plain(value) for value in values] for name, values in columns.items()},
         "numeric": encoder.numeric(columns),
         "category": encoder.category(columns),
+        "cardinalities": encoder.cardinalities,
     }
 
 
