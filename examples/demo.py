@@ -1,0 +1,306 @@
+"""`make demo`: the whole loop on 336,776 real flights, every figure measured in this run. KEEP=1 leaves the endpoint up.
+
+Each step is the product's own: shards are dropped into landing/, and the loop that `ct watch` runs does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shards
+from flights import pipeline
+from rich.console import Console
+from rich.table import Table
+from traffic import Answers, Replay, utc
+
+from ct import settings
+from ct.control import loop, report, retrain, watching
+from ct.control.act import Actor
+from ct.data import catalog
+from ct.registry import routes, versions
+from ct.rollout import state as rollouts
+from ct.serving import local
+
+HERE = Path(__file__).resolve().parent
+out = Console(highlight=False)
+
+
+class Demo:
+    """The demo's state: its project folder, its actor, the months as tables, and what was measured."""
+
+    def __init__(self, folder: Path) -> None:
+        self.begun = time.monotonic()
+        self.settings = settings.load(folder, pipeline=str(HERE / "flights.py"), port=local.free_port())
+        self.months = shards.write(folder / "shards")
+        self.act = Actor(pipeline, self.settings, actor="demo")
+        self.traffic: list[Answers] = []
+        self.rollback_seconds: float | None = None
+        self.quarantined: list[str] = []
+        self.last_id = ""
+
+    def say(self, text: str) -> None:
+        """Print one line with the seconds since the start."""
+        out.print(f"[dim]{time.monotonic() - self.begun:6.1f} s[/]  {text}", soft_wrap=True)
+
+    def land(self, *months: int) -> None:
+        """Drop the months' files into landing/, whole or not at all."""
+        for name in ("weather", "flights"):
+            for month in months:
+                self.drop(self.months[name][month], name)
+
+    def drop(self, file: Path, table: str) -> None:
+        """Drop one file into landing/<table>/."""
+        target = self.settings.root / self.settings.landing / table / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{file.name}")
+        shutil.copyfile(file, part)
+        os.replace(part, target)
+
+    def turn(self) -> None:
+        """Turn the loop until there is nothing left to do."""
+        loop.run(self.act, every=0.2, once=True, say=self.say)
+
+    def replay(self, start: tuple[int, int], stop: tuple[int, int], *, rows: int) -> Replay:
+        """Traffic between two days of 2013, begun."""
+        months = sorted({start[0], stop[0], max(1, start[0] - 1)})
+        flights = pa.concat_tables([pq.read_table(self.months["flights"][month]) for month in months])
+        weather = pa.concat_tables([pq.read_table(self.months["weather"][month]) for month in months])
+        span = utc(2013, *start), utc(2013, *stop)
+        traffic = Replay(self.settings.endpoint, flights, weather, pipeline.request_columns, *span, rows=rows)
+        traffic.start()
+        return traffic
+
+    def count(self, answers: Answers) -> Answers:
+        """Keep a replay's answers for the closing figures and say what came of it."""
+        self.traffic.append(answers)
+        self.last_id = answers.last_id or self.last_id
+        split = ", ".join(f"{version} {count:,}" for version, count in sorted(answers.by_version.items()))
+        self.say(
+            f"{answers.rows:,} flights asked in {answers.requests:,} requests ({answers.requests / max(answers.seconds, 0.01):,.0f}/s), "
+            f"{answers.failed} failed; answered by {split}; {answers.labels:,} labels followed"
+        )
+        for fault in answers.faults[:3]:
+            self.say(f"[red]{fault}[/]")
+        return answers
+
+
+def step(title: str) -> None:
+    """Announce a step."""
+    out.rule(f"[bold]{title}", align="left")
+
+
+def first_model(demo: Demo) -> None:
+    """January to March land; v1 is trained, proven and served."""
+    demo.land(1, 2, 3)
+    demo.turn()
+    metrics = versions.all_versions(demo.act.journal, pipeline.name)[0].metrics
+    demo.say(f"v1: log loss {metrics['log_loss']:.4f} against {metrics['base_log_loss']:.4f} of the base rate")
+
+
+def april_live(demo: Demo) -> None:
+    """April's flights are asked for hour by hour; each flight's truth follows when it has landed."""
+    traffic = demo.replay((4, 1), (5, 1), rows=8)
+    traffic.join()
+    demo.count(traffic.answers)
+    live(demo)
+
+
+def promote_under_traffic(demo: Demo) -> None:
+    """April lands as a shard; v2 is trained and takes over, step by step, while traffic runs."""
+    traffic = demo.replay((5, 1), (6, 1), rows=1)
+    demo.land(4)
+    demo.turn()
+    demo.count(traffic.halt())
+
+
+def broken_shard(demo: Demo) -> None:
+    """May comes with one carrier's distances in kilometres and a day without origins. It is stopped; answers stay the same."""
+    probe = next(iter(pq.read_table(demo.months["flights"][5]).slice(2000, 1).select(pipeline.request_columns).to_pylist()))
+    asked = {key: value.isoformat() if hasattr(value, "isoformat") else value for key, value in probe.items()}
+    before = ask(demo, asked)
+    demo.drop(
+        shards.broken(demo.months["flights"][5], demo.settings.root / "broken" / "flights-2013-05-broken.parquet"), "flights"
+    )
+    demo.turn()
+    demo.quarantined = [item["shard"] for item in catalog.quarantined(demo.act.journal, "flights")]
+    after = ask(demo, asked)
+    same = "the same" if before == after else "NOT the same"
+    demo.say(f"the same flight, asked before and after: score {before:.6f} and {after:.6f}, {same}")
+
+
+def ask(demo: Demo, row: dict[str, Any]) -> float:
+    """One prediction's score."""
+    from ct.control.calls import post
+
+    return float(post(demo.settings, "/predict", {"instances": [row]})["predictions"][0]["score"])
+
+
+def harmful_candidate(demo: Demo) -> None:
+    """A model trained on flipped labels fails its gate, is let through by a journaled override, and is rolled back by itself."""
+    act = demo.act
+    run = act.start_run("demo: labels flipped in training")
+    data = retrain.rows(act.place, run, on_step=lambda _: None)
+    label = np.where(data.split.train, 1.0 - data.label, data.label)
+    version = act.train(run, data=replace(data, label=label))
+    demo.say(f"{version.name}: AUROC {version.metrics['auroc']:.4f}, gate says {version.verdict}: {version.reasons[0]}")
+    act.overrule(version.name, "demo: show that a harmful model takes itself back")
+    traffic = demo.replay((5, 15), (6, 1), rows=1)
+    demo.turn()
+    time.sleep(1.0)
+    answers = demo.count(traffic.halt())
+    rollout = rollouts.history(act.journal, pipeline.name)[-1]
+    judged = [
+        e for e in act.journal.read(rollouts.stream(pipeline.name), types=["RolloutJudged"]) if e.data["rollout"] == rollout.id
+    ]
+    demo.rollback_seconds = max(0.0, answers.last_canary - judged[-1].at.timestamp())
+    demo.say(f"{rollout.version} {rollout.outcome.replace('_', ' ')}: {rollout.cause}")
+    demo.say(f"from verdict to the last canary answer: [bold]{demo.rollback_seconds:.3f} s[/]")
+
+
+def summer(demo: Demo) -> None:
+    """Summer lands: drift is found and explained, and a new champion follows."""
+    for month in (5, 6):
+        for table in ("weather", "flights"):
+            demo.act.ingest(table, demo.months[table][month])
+    demo.act.materialize()
+    traffic = demo.replay((7, 1), (7, 8), rows=8)
+    traffic.join()
+    demo.count(traffic.answers)
+    live(demo)
+    traffic = demo.replay((7, 8), (8, 1), rows=1)
+    demo.land(7)
+    demo.turn()
+    demo.count(traffic.halt())
+    for item in watching.drifts(demo.act.journal, pipeline.name):
+        rows = sorted((row for row in item["features"] if row["drifted"]), key=lambda row: -row["effect"])[:4]
+        what = ", ".join(f"{row['column']} {row['effect']:.2f}" for row in rows)
+        demo.say(f"drift of {item['shard']} from {item['reference']}: {what or 'none'}. {item['cause']}")
+
+
+def live(demo: Demo) -> None:
+    """Live quality by version."""
+    for version, seen in watching.live_quality(demo.act.place).items():
+        if seen["auroc"] is not None:
+            demo.say(
+                f"live: {version} AUROC {seen['auroc']:.4f}, calibration error {seen['ece']:.4f}, "
+                f"{seen['labelled']:,} of {seen['predictions']:,} answers have their truth"
+            )
+
+
+def close(demo: Demo, kept: bool) -> dict[str, Any]:
+    """The closing table and demo.json."""
+    act, name = demo.act, pipeline.name
+    known, history = versions.all_versions(act.journal, name), rollouts.history(act.journal, name)
+    seen = watching.live_quality(act.place)
+    alias = versions.alias(act.journal, name)
+    table = Table(
+        "version", "is", "gate", "AUROC", "calibration", "live AUROC", "rollout", title="models", title_justify="left"
+    )
+    outcome = {rollout.version: rollout.outcome for rollout in history}
+    for version in known:
+        auroc = seen.get(version.name, {}).get("auroc")
+        table.add_row(
+            version.name,
+            alias[version.name],
+            version.verdict + (" (overruled)" if version.override else ""),
+            f"{version.metrics['auroc']:.4f}",
+            f"{version.metrics['ece']:.4f}",
+            f"{auroc:.4f}" if auroc is not None else "",
+            outcome.get(version.name, "first deployment" if version is known[0] else ""),
+        )
+    out.print(table)
+    why(demo)
+    facts = {
+        "seconds": round(time.monotonic() - demo.begun, 1),
+        "versions": [version.name for version in known],
+        "promoted": [rollout.version for rollout in history if rollout.outcome == "promoted"],
+        "rolled_back": [rollout.version for rollout in history if rollout.outcome == "rolled_back"],
+        "rollback_seconds": round(demo.rollback_seconds, 3) if demo.rollback_seconds is not None else None,
+        "quarantined": demo.quarantined,
+        "drift": sorted({column for item in watching.drifts(act.journal, name) for column in item["drifted"]}),
+        "requests": sum(answers.requests for answers in demo.traffic),
+        "failed_requests": sum(answers.failed for answers in demo.traffic),
+        "auroc": {version.name: round(version.metrics["auroc"], 4) for version in known},
+        "live_auroc": {version: round(item["auroc"], 4) for version, item in seen.items() if item["auroc"] is not None},
+    }
+    Path("demo.json").write_text(json.dumps(facts, indent=2) + "\n")
+    out.print_json(json.dumps(facts))
+    root = os.path.relpath(demo.settings.root)
+    out.print(
+        f"Look on: [bold]ct status --verify --root {root}[/], [bold]ct rollout history --root {root}[/], [bold]ct drift --root {root}[/]; docs/."
+    )
+    if kept:
+        out.print(f"The endpoint is up at {demo.settings.endpoint}; stop it with [bold]ct deploy --down --root {root}[/].")
+    return facts
+
+
+def why(demo: Demo) -> None:
+    """From the last answer back to the rows its model was learned from."""
+    found = report.why(demo.settings, pipeline, demo.last_id)
+    table = Table("", "", title=f"ct why {demo.last_id}", title_justify="left", show_header=False)
+    for key in ("score", "arm", "version", "truth"):
+        table.add_row(key, str(found["prediction"][key]))
+    table.add_row("route", f"epoch {found['route']['epoch']}: {found['route']['because']}")
+    table.add_row("gate", found["version"]["because (1)"])
+    table.add_row("run", f"{found['run']['id']}: {found['run']['cause']}")
+    table.add_row("weights", found["run"]["weights"])
+    table.add_row("code", found["run"]["code"])
+    table.add_row(
+        "rows",
+        "; ".join(
+            f"{key.split('/')[1]} {key.split('/')[2][:8]} ({text.split(',')[0]}…)"
+            for key, text in list(found["rows"].items())[:3]
+        ),
+    )
+    out.print(table)
+
+
+STEPS: Iterable[tuple[str, Callable[[Demo], None]]] = (
+    ("1  January to March land: the first model is trained, proven, served", first_model),
+    ("2  April is lived: live traffic, labels when flights have landed", april_live),
+    ("3  April lands: a new model takes over under traffic", promote_under_traffic),
+    ("4  A broken shard is stopped", broken_shard),
+    ("5  A harmful candidate is rolled back by itself", harmful_candidate),
+    ("6  Summer: drift is found, explained, and answered", summer),
+)
+
+
+def main() -> int:
+    """Run all steps. Whatever happens, nothing is left running unless KEEP=1."""
+    kept = os.environ.get("KEEP") == "1"
+    folder = Path("demo").resolve()
+    if folder.exists():
+        local.stop(settings.load(folder))
+        shutil.rmtree(folder)
+    folder.mkdir()
+    demo = Demo(folder)
+    # Ray takes seconds to start; it does so while the first shards are read.
+    threading.Thread(target=local.start, args=(demo.settings,), daemon=True).start()
+    try:
+        for title, act in STEPS:
+            step(title)
+            act(demo)
+        facts = close(demo, kept)
+    finally:
+        if not kept:
+            demo.act.down()
+        demo.act.close()
+    champion = routes.current(demo.act.journal, pipeline.name)
+    good = facts["failed_requests"] == 0 and facts["promoted"] and facts["rolled_back"] and facts["quarantined"] and champion
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
