@@ -19,12 +19,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import shards
-from flights import pipeline
 from rich.console import Console
 from rich.table import Table
-from traffic import Answers, Replay, utc
 
+import shards
 from ct import settings
 from ct.control import loop, report, retrain, watching
 from ct.control.act import Actor
@@ -32,6 +30,8 @@ from ct.data import catalog
 from ct.registry import routes, versions
 from ct.rollout import state as rollouts
 from ct.serving import local
+from flights import pipeline
+from traffic import Answers, Replay, utc
 
 HERE = Path(__file__).resolve().parent
 out = Console(highlight=False)
