@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.tables import ShardFile
-from ct.features.online import lookups_of
-from ct.features.transform import TableHistory, key_text, transform
+from ct.errors import CtError, InvalidPipeline, NotFound
+from ct.features.transform import TableHistory, key_text, lookups_of, span_us, transform
 from ct.ids import canonical, sha256
-from ct.pipeline import Pipeline
+from ct.pipeline import Column, Feature, Label, Lookup, Pipeline
+
+FORMAT = 1
+"""Part of every part's key: raise it when the same definitions shall give other values."""
 
 
 @dataclass(frozen=True)
@@ -43,59 +51,85 @@ class FeatureSet:
 
 
 @dataclass(frozen=True)
+class _Recipe:
+    """What a part's rows are made by. It leaves the model out, so that a worker need not import the user's code for it."""
+
+    keys: tuple[str, ...]
+    time: str
+    label: Label
+    features: tuple[Feature, ...]
+    segments: tuple[str, ...]
+    outputs: tuple[Column, ...]
+    reads: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Task:
-    pipeline: Pipeline
+    recipe: _Recipe
     shard: ShardFile
     history: Mapping[str, tuple[ShardFile, ...]]
     target: str
 
 
 def build(pipeline: Pipeline, shards: Mapping[str, Sequence[ShardFile]], *, folder: Path, parallel: bool = True) -> FeatureSet:
-    """Build what is missing of the feature set of all shards of the pipeline's table; each part depends on its shard and on the
-    shards its history can reach, and is kept under the hash of all of them. Results do not depend on `parallel`.
+    """Build what is missing of the feature set of all shards of the pipeline's table.
+
+    A part depends on its shard and on the shards its history can reach, and is kept in `folder` under the hash of all of them:
+    a late shard renews the parts it touches. Parts do not depend on `parallel`. Killed at any moment, no half part is visible.
+    Raises InvalidPipeline when a feature reads a column that a shard lacks or that is of another kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = pipeline.feature_fingerprint()
-    tasks = [_task(pipeline, shard, shards, fingerprint, folder) for shard in shards[pipeline.table.name]]
-    missing = [task for task in tasks if not Path(task.target).exists()]
+    recipe = _recipe(pipeline)
+    tasks = [_task(recipe, shard, shards, fingerprint, folder) for shard in shards[pipeline.table.name]]
+    missing = list({task.target: task for task in tasks if not Path(task.target).exists()}.values())
     if parallel and len(missing) > 1:
         _in_parallel(missing)
     else:
         for task in missing:
             _build_part(task)
     new = {task.target for task in missing}
-    parts = tuple(
-        Part(
-            task.target,
-            Path(task.target).stem,
-            task.shard.shard,
-            task.shard.rows,
-            task.shard.time_min,
-            task.shard.time_max,
-            task.target in new,
-        )
-        for task in tasks
-    )
+    parts = tuple(_part(task, task.target in new) for task in tasks)
     return FeatureSet(fingerprint, sha256(canonical(sorted(part.key for part in parts))), parts)
 
 
+def _recipe(pipeline: Pipeline) -> _Recipe:
+    reads = dict.fromkeys([*pipeline.request_columns, pipeline.label.column, pipeline.label.known_at])
+    return _Recipe(
+        keys=pipeline.table.keys,
+        time=pipeline.table.time,
+        label=pipeline.label,
+        features=tuple(pipeline.features),
+        segments=tuple(pipeline.segments),
+        outputs=pipeline.outputs,
+        reads=tuple(reads),
+    )
+
+
+def _part(task: _Task, built: bool) -> Part:
+    shard = task.shard
+    return Part(task.target, Path(task.target).stem, shard.shard, shard.rows, shard.time_min, shard.time_max, built)
+
+
 def _task(
-    pipeline: Pipeline, shard: ShardFile, shards: Mapping[str, Sequence[ShardFile]], fingerprint: str, folder: Path
+    recipe: _Recipe, shard: ShardFile, shards: Mapping[str, Sequence[ShardFile]], fingerprint: str, folder: Path
 ) -> _Task:
-    history: dict[str, tuple[ShardFile, ...]] = {}
-    for lookup in lookups_of(pipeline.features):
-        since = shard.time_min - int(lookup.over.total_seconds() * 1e6)
-        reached = [item for item in shards.get(lookup.table, ()) if _overlaps(item, lookup.known_at, since, shard.time_max)]
-        history[lookup.table] = tuple(
-            sorted({*history.get(lookup.table, ()), *reached}, key=lambda item: (item.time_min, item.sha256))
-        )
-    inputs = [fingerprint, shard.sha256, {table: [item.sha256 for item in files] for table, files in sorted(history.items())}]
-    return _Task(pipeline, shard, history, str(folder / f"{sha256(canonical(inputs))}.parquet"))
+    history: dict[str, dict[str, ShardFile]] = {}
+    for lookup in lookups_of(recipe.features):
+        reached = history.setdefault(lookup.table, {})
+        reached |= {item.sha256: item for item in shards.get(lookup.table, ()) if _reaches(shard, item, lookup)}
+    files = {table: tuple(items[digest] for digest in sorted(items)) for table, items in sorted(history.items())}
+    inputs = [FORMAT, fingerprint, shard.sha256, {table: [item.sha256 for item in items] for table, items in files.items()}]
+    return _Task(recipe, shard, files, str(folder / f"{sha256(canonical(inputs))}.parquet"))
 
 
-def _overlaps(shard: ShardFile, known_at: str, since: int, until: int) -> bool:
-    span = shard.tags["spans"].get(known_at)
-    return span is not None and span[1] >= since and span[0] < until
+def _reaches(shard: ShardFile, item: ShardFile, lookup: Lookup) -> bool:
+    """Can rows of `shard` see rows of `item`? The catalogue notes the first and last moment of each time column of a shard."""
+    spans = item.tags.get("spans")
+    if spans is None:
+        return True
+    known = spans.get(lookup.known_at)
+    return known is not None and known[1] >= shard.time_min - span_us(lookup) and known[0] < shard.time_max
 
 
 def _in_parallel(tasks: Sequence[_Task]) -> None:
@@ -106,71 +140,116 @@ def _in_parallel(tasks: Sequence[_Task]) -> None:
         for task in tasks:
             _build_part(task)
         return
-    context = ray.data.DataContext.get_current()
+    items = [{"task": ray.cloudpickle.dumps(task)} for task in tasks]
+    log, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
+    level, bars = log.level, context.enable_progress_bars
+    log.setLevel(logging.ERROR)
     context.enable_progress_bars = False
-    made = ray.data.from_items([{"task": task} for task in tasks], override_num_blocks=len(tasks)).map(_build_row)
-    made.take_all()
+    try:
+        ray.data.from_items(items, override_num_blocks=len(items)).map(_build_row).take_all()
+    except ray.exceptions.RayError as error:
+        raise _own(error) or error from None
+    finally:
+        log.setLevel(level)
+        context.enable_progress_bars = bars
+
+
+def _own(error: BaseException) -> CtError | None:
+    """The error that `ct` raised inside a worker, dug out of what Ray wrapped around it."""
+    seen: list[BaseException | None] = [error]
+    for found in seen:
+        if isinstance(found, CtError):
+            return type(found)(found.found, found.expected, found.remedy)
+        if found is not None and len(seen) < 20:
+            seen += [getattr(found, "cause", None), found.__cause__, found.__context__]
+    return None
 
 
 def _build_row(row: dict[str, Any]) -> dict[str, Any]:
-    _build_part(row["task"])
-    return {"target": row["task"].target}
+    task = pickle.loads(row["task"])
+    _build_part(task)
+    return {"target": task.target}
 
 
 def _build_part(task: _Task) -> None:
     """Compute one part and put it in its place in one step."""
-    line, shard = task.pipeline, task.shard
-    needed = dict.fromkeys([*line.request_columns, line.label.column, line.label.known_at])
-    rows = to_columns(pq.read_table(shard.path, columns=list(needed)))
-    times = rows[line.table.time]
-    history = TableHistory({table: _history(line, table, files, shard) for table, files in task.history.items()})
-    features = transform(line.features, rows, times, history)
-    label = line.label.values(rows)
-    known_at = np.where(np.isnan(label), NO_TIME, rows[line.label.known_at])
+    recipe, shard = task.recipe, task.shard
+    rows = _columns([shard], recipe.reads)
+    history = TableHistory({table: _history(recipe, table, files, shard) for table, files in task.history.items()})
+    features = transform(recipe.features, rows, rows[recipe.time], history)
+    label = recipe.label.values(rows)
     columns: dict[str, Any] = {
-        "_key": key_text(rows, line.table.keys),
-        "_time": times,
+        "_key": key_text(rows, recipe.keys),
+        "_time": rows[recipe.time],
         "_label": label,
-        "_known_at": known_at,
-        **{f"segment:{name}": pa.array(rows[name], pa.string(), from_pandas=True) for name in line.segments},
+        "_known_at": np.where(np.isnan(label), NO_TIME, rows[recipe.label.known_at]),
+        **{f"segment:{name}": pa.array(rows[name], pa.string(), from_pandas=True) for name in recipe.segments},
     }
-    for output in line.outputs:
-        type_ = pa.string() if output.kind == "category" else pa.float64()
-        columns[output.name] = pa.array(features[output.name], type_, from_pandas=output.kind == "category")
-    target = Path(task.target)
+    for output in recipe.outputs:
+        category = output.kind == "category"
+        columns[output.name] = pa.array(features[output.name], pa.string() if category else pa.float64(), from_pandas=category)
+    _write(_in_order(pa.table(columns)), Path(task.target))
+
+
+def _write(table: pa.Table, target: Path) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    pq.write_table(pa.table(columns), part, compression="zstd")
+    with part.open("wb") as file:
+        pq.write_table(table, file, compression="zstd")
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(part, target)
 
 
-def _history(line: Pipeline, table: str, files: Sequence[ShardFile], shard: ShardFile) -> dict[str, Any]:
+def _history(recipe: _Recipe, table: str, files: Sequence[ShardFile], shard: ShardFile) -> dict[str, NDArray[Any]]:
     """The columns of `table` that lookups read, of the rows that were known within their reach."""
-    lookups = [lookup for lookup in lookups_of(line.features) if lookup.table == table]
+    lookups = [lookup for lookup in lookups_of(recipe.features) if lookup.table == table]
     names = list(dict.fromkeys(name for lookup in lookups for name in lookup.reads))
     if not files:
-        empty = {lookup.known_at: np.int64 for lookup in lookups} | {name: np.float64 for lookup in lookups for name in lookup.columns}
-        return {name: np.empty(0, dtype=empty.get(name, object)) for name in names}
-    rows = to_columns(pa.concat_tables([pq.read_table(item.path, columns=names) for item in files]))
+        types: dict[str, Any] = {name: np.float64 for lookup in lookups for name in lookup.columns}
+        types |= {lookup.known_at: np.int64 for lookup in lookups}
+        return {name: np.empty(0, dtype=types.get(name, object)) for name in names}
+    rows = _columns(files, names)
     wanted = np.zeros(len(rows[names[0]]), dtype=np.bool_)
     for lookup in lookups:
-        known_at, over = rows[lookup.known_at], int(lookup.over.total_seconds() * 1e6)
-        wanted |= (known_at != NO_TIME) & (known_at >= shard.time_min - over) & (known_at < shard.time_max)
+        known_at = rows[lookup.known_at]
+        wanted |= (known_at != NO_TIME) & (known_at >= shard.time_min - span_us(lookup)) & (known_at < shard.time_max)
     return {name: values[wanted] for name, values in rows.items()}
 
 
+def _columns(files: Sequence[ShardFile], names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Some columns of some shards of one table. Raises InvalidPipeline for a column that the table lacks."""
+    schema = pq.read_schema(files[0].path)
+    for name in names:
+        if name not in schema.names:
+            near = get_close_matches(name, schema.names, 1)
+            raise InvalidPipeline(
+                f"the pipeline reads column {name!r}, which table {files[0].table!r} lacks",
+                f"one of {sorted(schema.names)}",
+                f"did you mean {near[0]!r}?" if near else "name a column of the table",
+            )
+    return to_columns(pa.concat_tables([pq.read_table(item.path, columns=list(names)) for item in files]))
+
+
 def read(feature_set: FeatureSet, *, start: int | None = None, stop: int | None = None) -> pa.Table:
-    """The rows with event time in [start, stop), by time, then key. Column `_label` is NaN and `_known_at` is NO_TIME where no truth is known."""
-    parts = [
-        part
-        for part in feature_set.parts
-        if (start is None or part.time_max >= start) and (stop is None or part.time_min < stop)
-    ]
-    table = pa.concat_tables([pq.read_table(part.path) for part in parts]).combine_chunks()
+    """The rows with event time in [start, stop), by time, then key. Column `_label` is NaN and `_known_at` is NO_TIME where no truth is known.
+
+    Equal digests give equal tables, whatever the order in which shards arrived. Raises NotFound when there is no part at all.
+    """
+    if not feature_set.parts:
+        raise NotFound("the feature set has no parts", "at least one published shard", "ingest a shard first")
+    every = sorted(feature_set.parts, key=lambda part: (part.time_min, part.key))
+    parts = [part for part in every if (start is None or part.time_max >= start) and (stop is None or part.time_min < stop)]
+    table = pa.concat_tables([pq.read_table(part.path) for part in parts or every[:1]])
+    if any(earlier.time_max >= later.time_min for earlier, later in pairwise(parts)):
+        table = _in_order(table)  # a stable sort of parts that are sorted already
     times = table["_time"].to_numpy()
-    wanted = np.ones(len(times), dtype=np.bool_)
+    wanted = np.full(len(times), bool(parts))
     if start is not None:
         wanted &= times >= start
     if stop is not None:
         wanted &= times < stop
-    kept = table.filter(pa.array(wanted))
-    return kept.sort_by([("_time", "ascending"), ("_key", "ascending")])
+    return (table if wanted.all() else table.filter(pa.array(wanted))).combine_chunks()
+
+
+def _in_order(table: pa.Table) -> pa.Table:
+    return table.combine_chunks().sort_by([("_time", "ascending"), ("_key", "ascending")])

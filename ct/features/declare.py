@@ -6,8 +6,10 @@ or a million, so that training and serving cannot differ. `to_spec` and `from_sp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -17,8 +19,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ct.clock import duration
+from ct.data.columns import NO_TIME
 from ct.errors import Corrupt, InvalidPipeline
 from ct.features import spans
+from ct.features.transform import numbers
 from ct.pipeline import Column, Columns, Feature, History, Lookup, Table
 
 Made = dict[str, NDArray[Any]]
@@ -46,14 +50,18 @@ class Numeric:
 
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
         """The columns, or their logarithms."""
-        if not self.log:
-            return {name: rows[name] for name in self.names}
-        return {name: np.log1p(np.where(rows[name] > -1, rows[name], np.nan)) for name in self.names}
+        made: Made = {name: numbers(rows, name) for name in self.names}
+        return {name: _log1p(values) for name, values in made.items()} if self.log else made
+
+
+def _log1p(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    # One number at a time: numpy's own loop may round otherwise for one value than for eight.
+    return np.array([math.log1p(value) if value > -1 else math.nan for value in values.tolist()], dtype=np.float64)
 
 
 @dataclass(frozen=True)
 class Category:
-    """The row's own texts."""
+    """The row's own texts; numbers become text, whole ones without a point."""
 
     names: tuple[str, ...]
 
@@ -71,10 +79,22 @@ class Category:
 
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
         """The columns."""
-        return {name: rows[name] for name in self.names}
+        return {name: _text(rows, name) for name in self.names}
 
 
-_CYCLES = {"hour": 24.0, "weekday": 7.0, "month": 12.0}
+def _text(rows: Columns, name: str) -> NDArray[Any]:
+    values = rows[name]
+    if values.dtype == object:
+        return values
+    made = np.empty(len(values), dtype=object)
+    made[:] = [
+        None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
+        for value in numbers(rows, name).tolist()
+    ]
+    return made
+
+
+_CYCLES = {"hour": 24 * 60, "weekday": 7, "month": 12}
 
 
 @dataclass(frozen=True)
@@ -98,22 +118,33 @@ class Cyclic:
         return ()
 
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
-        """Sines and cosines; missing where the time is."""
+        """Sines and cosines; missing where the time is. Raises InvalidPipeline when the column holds no times."""
         stamps = rows[self.column]
-        absent = stamps == np.iinfo(np.int64).min
+        if stamps.dtype != np.int64:
+            raise InvalidPipeline(
+                f"cyclic column {self.column!r} holds no times", "a column of timestamps", "name another column"
+            )
+        absent = stamps == NO_TIME
         local = pa.array(np.where(absent, 0, stamps), pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us", tz=self.tz))
         made: Made = {}
         for part in self.parts:
-            angle = np.where(absent, np.nan, _place(local, part) * (2.0 * np.pi / _CYCLES[part]))
-            made[f"{self.column}_{part}_sin"], made[f"{self.column}_{part}_cos"] = np.sin(angle), np.cos(angle)
+            place = _place(local, part)
+            for wave, circle in zip(("sin", "cos"), _circle(_CYCLES[part]), strict=True):
+                made[f"{self.column}_{part}_{wave}"] = np.where(absent, np.nan, circle[place])
         return made
 
 
-def _place(local: pa.Array, part: str) -> NDArray[np.float64]:
+def _place(local: pa.Array, part: str) -> NDArray[np.int64]:
     if part == "hour":
-        return np.asarray(pc.hour(local).to_numpy() + pc.minute(local).to_numpy() / 60.0, dtype=np.float64)
-    found = pc.day_of_week(local) if part == "weekday" else pc.subtract(pc.month(local), 1)
-    return np.asarray(found.to_numpy(), dtype=np.float64)
+        return np.asarray(pc.hour(local).to_numpy() * 60 + pc.minute(local).to_numpy(), dtype=np.int64)
+    return np.asarray(pc.day_of_week(local).to_numpy() if part == "weekday" else pc.month(local).to_numpy() - 1, dtype=np.int64)
+
+
+@cache
+def _circle(places: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sine and cosine of each place on a circle."""
+    angles = [2.0 * math.pi * place / places for place in range(places)]
+    return np.array([math.sin(angle) for angle in angles]), np.array([math.cos(angle) for angle in angles])
 
 
 @dataclass(frozen=True)
@@ -237,10 +268,15 @@ def to_spec(feature: Feature) -> dict[str, Any]:
 
 
 def from_spec(spec: Mapping[str, Any]) -> Feature:
-    """The feature that `to_spec` described. Raises Corrupt for an unknown kind or field; nothing is ever imported by name."""
-    values = dict(spec)
-    kind = _KINDS.get(values.pop("kind", ""))
-    if kind is None or set(values) - {field.name for field in fields(kind)}:
-        raise Corrupt(f"a feature of kind {spec.get('kind')!r}", f"one of {sorted(_KINDS)}", "upgrade ct or retrain")
-    feature: Feature = kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    """The feature that `to_spec` described. Raises Corrupt for an unknown kind, field or value; nothing is ever imported by name."""
+    values = {key: tuple(value) if isinstance(value, list) else value for key, value in spec.items() if key != "kind"}
+    kind = _KINDS.get(str(spec.get("kind")))
+    if kind is None or set(values) != {field.name for field in fields(kind)}:
+        raise Corrupt(f"a feature of kind {spec.get('kind')!r} with {sorted(values)}", f"one of {sorted(_KINDS)}", _UPGRADE)
+    if not set(values.get("parts", ())) <= set(_CYCLES) or values.get("agg", "mean") not in spans.AGGREGATES:
+        raise Corrupt(f"the feature {dict(spec)!r}", "parts and aggregates that this ct knows", _UPGRADE)
+    feature: Feature = kind(**values)
     return feature
+
+
+_UPGRADE = "upgrade ct, or retrain"

@@ -1,10 +1,16 @@
-"""The online store: what the features need to know of each entity, in one SQLite file, filled from shards and from fresh rows."""
+"""The online store: what the features need to know of each entity, in one SQLite file, filled from shards and from fresh rows.
+
+It is a cache: it can be thrown away and filled again from published shards.
+"""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,114 +18,194 @@ from numpy.typing import NDArray
 
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.tables import ShardFile
-from ct.features.transform import Spans, key_text
-from ct.pipeline import Columns, Feature, Lookup
+from ct.features.transform import Spans, key_text, packed, span_us
+from ct.pipeline import Columns, Lookup
 
+FORMAT = 2
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS known (
-  source TEXT, entity TEXT, known_at INTEGER, tie TEXT, numbers BLOB,
-  PRIMARY KEY (source, entity, known_at, tie)
-) WITHOUT ROWID
+CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, reach INTEGER NOT NULL);
+CREATE TABLE known (
+  source INTEGER, entity TEXT, known_at INTEGER, tie TEXT, numbers BLOB,
+  PRIMARY KEY (source, entity, known_at, tie, numbers)
+) WITHOUT ROWID;
+CREATE TABLE filled (source INTEGER, shard TEXT, since INTEGER, PRIMARY KEY (source, shard)) WITHOUT ROWID;
 """
-_SELECT = "SELECT numbers FROM known WHERE source = ? AND entity = ? AND known_at >= ? AND known_at < ? ORDER BY known_at, tie"
-
-
-def lookups_of(features: Sequence[Feature]) -> tuple[Lookup, ...]:
-    """All lookups of some features, each once."""
-    return tuple(dict.fromkeys(lookup for feature in features for lookup in feature.lookups()))
+_SELECT = """SELECT numbers FROM known WHERE source = ? AND entity = ? AND known_at >= ? AND known_at < ?
+ORDER BY known_at, tie, numbers"""
+_Entry = tuple[int, str, int, str, bytes]
 
 
 class OnlineStore:
-    """Rows by lookup and entity. One writer at a time, any number of readers, across processes."""
+    """Rows by lookup and entity: a set, so that pushing a row twice changes nothing. One writer at a time, any number of readers,
+    across threads and processes."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
-        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "busy_timeout=30000"):
-            self._connection.execute(f"PRAGMA {pragma}")
-        self._connection.execute(_SCHEMA)
+        self._lock = threading.Lock()
+        self._writer = _connect(path)
+        self._create()
+        self._reader = _connect(path)
+        self._ids: dict[str, int] = {}
+
+    def _create(self) -> None:
+        with self._write() as writer:
+            if writer.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
+                return
+            for name in ("source", "known", "filled"):
+                writer.execute(f"DROP TABLE IF EXISTS {name}")
+            for statement in _SCHEMA.strip().split(";\n"):
+                writer.execute(statement)
+            writer.execute(f"PRAGMA user_version = {FORMAT}")
+
+    @contextmanager
+    def _write(self) -> Iterator[sqlite3.Connection]:
+        """One transaction: all of it or nothing."""
+        with self._lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                self._writer.execute("ROLLBACK")
+                raise
 
     def push(self, lookups: Sequence[Lookup], table: str, rows: Columns) -> int:
-        """Store fresh rows of `table` for the lookups that read it. A row that is pushed again takes its old place. Returns the rows stored."""
+        """Store fresh rows of `table` for the lookups that read it, all or none. Rows with no known-at or entity are left out.
+
+        Returns the number of entries that were new. Raises InvalidPipeline when a number's column holds something else.
+        """
+        with self._write() as writer:
+            before = writer.total_changes
+            for lookup in lookups:
+                if lookup.table == table:
+                    _insert(writer, _entries(_register(writer, lookup), lookup, rows))
+            return writer.total_changes - before
+
+    def materialize(
+        self, lookups: Sequence[Lookup], shards: Mapping[str, Sequence[ShardFile]], *, since: int | None = None
+    ) -> int:
+        """Fill in from published shards what rows with event time from `since` on (microseconds) will ask for.
+
+        `since` is the beginning of the newest shard by default. What a shard gave already is not read again. Nothing is
+        forgotten: see `trim`. Returns the number of new entries.
+        """
+        if since is None:
+            newest = [max(files, key=lambda shard: shard.time_max).time_min for files in shards.values() if files]
+            since = min(newest, default=0)
         stored = 0
         for lookup in lookups:
-            if lookup.table == table:
-                entries = _entries(lookup, rows)
-                stored += len(entries)
-                self._write(entries)
+            for shard in shards.get(lookup.table, ()):
+                stored += self._fill(lookup, shard, since - span_us(lookup))
         return stored
 
-    def _write(self, entries: list[tuple[str, str, int, str, bytes]]) -> None:
-        if not entries:
-            return
-        self._connection.execute("BEGIN IMMEDIATE")
-        try:
-            self._connection.executemany("INSERT OR REPLACE INTO known VALUES (?, ?, ?, ?, ?)", entries)
-            self._connection.execute("COMMIT")
-        except BaseException:
-            self._connection.execute("ROLLBACK")
-            raise
+    def _fill(self, lookup: Lookup, shard: ShardFile, since: int) -> int:
+        spans = shard.tags.get("spans")
+        if spans is not None and spans.get(lookup.known_at, (0, since - 1))[1] < since:
+            return 0
+        with self._write() as writer:
+            source = _register(writer, lookup)
+            done = writer.execute("SELECT since FROM filled WHERE source = ? AND shard = ?", (source, shard.sha256)).fetchone()
+            if done is not None and done[0] <= since:
+                return 0
+            rows = to_columns(pq.read_table(shard.path, columns=list(lookup.reads)))
+            kept = rows[lookup.known_at] >= since
+            before = writer.total_changes
+            _insert(writer, _entries(source, lookup, {name: values[kept] for name, values in rows.items()}))
+            stored = writer.total_changes - before
+            writer.execute("INSERT OR REPLACE INTO filled VALUES (?, ?, ?)", (source, shard.sha256, since))
+            return stored
 
-    def materialize(self, lookups: Sequence[Lookup], shards: Mapping[str, Sequence[ShardFile]]) -> int:
-        """Fill from published shards what the newest rows will ask for, and forget what no row can ask for any more. Returns the rows stored."""
-        stored = 0
-        for lookup in lookups:
-            files = [shard for shard in shards.get(lookup.table, ()) if lookup.known_at in shard.tags["spans"]]
-            if not files:
-                continue
-            newest = max(shard.time_max for shard in files)
-            since = newest - _span(lookup)
-            for shard in files:
-                if shard.tags["spans"][lookup.known_at][1] >= since:
-                    rows = to_columns(pq.read_table(shard.path, columns=list(lookup.reads)))
-                    kept = rows[lookup.known_at] >= since
-                    stored += self.push([lookup], lookup.table, {name: values[kept] for name, values in rows.items()})
-            self._connection.execute(
-                "DELETE FROM known WHERE source = ? AND known_at < ?", (_source(lookup), since - _span(lookup))
-            )
-        return stored
+    def trim(self, before: int) -> int:
+        """Forget what no row with event time from `before` on (microseconds) can ask for. Returns the number of entries."""
+        with self._write() as writer:
+            dropped = 0
+            for source, reach in writer.execute("SELECT id, reach FROM source").fetchall():
+                done = writer.execute("DELETE FROM known WHERE source = ? AND known_at < ?", (source, before - reach))
+                dropped += done.rowcount
+                writer.execute("UPDATE filled SET since = max(since, ?) WHERE source = ?", (before - reach, source))
+            return dropped
 
     def spans(self, rows: Columns, times: NDArray[np.int64], lookup: Lookup) -> Spans:
         """For each of a few rows its history, as `TableHistory.spans` gives it."""
         blobs: list[bytes] = []
-        start, stop = np.zeros(len(times), dtype=np.int64), np.zeros(len(times), dtype=np.int64)
-        source, over = _source(lookup), _span(lookup)
-        for at, time in enumerate(times.tolist()):
-            start[at] = len(blobs)
-            values = [rows[name][at] for name in lookup.by]
-            if None not in values:
-                found = self._connection.execute(_SELECT, (source, "|".join(map(str, values)), time - over, time))
-                blobs += [row[0] for row in found]
-            stop[at] = len(blobs)
-        numbers = np.frombuffer(b"".join(blobs), dtype="<f8").reshape(-1, len(lookup.columns))
-        return {name: np.ascontiguousarray(numbers[:, at]) for at, name in enumerate(lookup.columns)}, start, stop
+        bounds = [0]
+        source, over = self._source(lookup), span_us(lookup)
+        for entity, time in zip(_entities(rows, lookup.by), times.tolist(), strict=True):
+            if entity is not None and time != NO_TIME and source is not None:
+                blobs += [row[0] for row in self._reader.execute(_SELECT, (source, entity, time - over, time))]
+            bounds.append(len(blobs))
+        values = np.frombuffer(b"".join(blobs), dtype="<f8").reshape(-1, len(lookup.columns))
+        edges = np.array(bounds, dtype=np.int64)
+        return {name: np.ascontiguousarray(values[:, at]) for at, name in enumerate(lookup.columns)}, edges[:-1], edges[1:]
+
+    def _source(self, lookup: Lookup) -> int | None:
+        name = _name(lookup)
+        if name not in self._ids:
+            found = self._reader.execute("SELECT id FROM source WHERE name = ?", (name,)).fetchone()
+            if found is None:
+                return None
+            self._ids[name] = found[0]
+        return self._ids[name]
 
     def close(self) -> None:
         """Give the file back."""
-        self._connection.close()
+        self._reader.close()
+        self._writer.close()
 
 
-def _span(lookup: Lookup) -> int:
-    return int(lookup.over.total_seconds() * 1e6)
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+    for pragma in ("journal_mode=WAL", "synchronous=NORMAL", "cache_size=-65536", "mmap_size=268435456"):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
 
 
-def _source(lookup: Lookup) -> str:
+def _name(lookup: Lookup) -> str:
     """Lookups that differ only in their span share their rows."""
-    return "/".join([lookup.table, "+".join(lookup.by), "+".join(lookup.columns), lookup.known_at])
+    return "/".join([lookup.table, "+".join(lookup.by), "+".join(lookup.columns), lookup.known_at, "+".join(lookup.key)])
 
 
-def _entries(lookup: Lookup, rows: Columns) -> list[tuple[str, str, int, str, bytes]]:
-    usable = np.flatnonzero(rows[lookup.known_at] != NO_TIME)
-    if not len(usable):
-        return []
-    kept = {name: rows[name][usable] for name in lookup.reads}
-    numbers = np.stack([np.asarray(kept[name], dtype="<f8") for name in lookup.columns], axis=1)
-    ties, source = key_text(kept, lookup.key).to_pylist(), _source(lookup)
-    entries = []
-    for at in range(len(usable)):
-        values = [kept[name][at] for name in lookup.by]
-        if None not in values:
-            entries.append(
-                (source, "|".join(map(str, values)), int(kept[lookup.known_at][at]), ties[at], numbers[at].tobytes())
-            )
-    return entries
+def _register(writer: sqlite3.Connection, lookup: Lookup) -> int:
+    """The lookup's number; the store remembers the longest reach that was ever asked for."""
+    writer.execute(
+        "INSERT INTO source (name, reach) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET reach = max(reach, excluded.reach)",
+        (_name(lookup), span_us(lookup)),
+    )
+    return int(writer.execute("SELECT id FROM source WHERE name = ?", (_name(lookup),)).fetchone()[0])
+
+
+def _insert(writer: sqlite3.Connection, entries: list[_Entry]) -> None:
+    writer.executemany("INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", entries)
+
+
+def _entities(rows: Columns, by: Sequence[str]) -> list[str | None]:
+    """Each row's entity as one text, None where a part is missing. Different entities have different texts."""
+    columns = [_texts(rows[name]) for name in by]
+    if len(columns) == 1:
+        return columns[0]
+    return [
+        None if None in values else "".join(f"{len(value)}:{value}" for value in values if value is not None)
+        for values in zip(*columns, strict=True)
+    ]
+
+
+def _texts(values: NDArray[Any]) -> list[str | None]:
+    if values.dtype == object:
+        return list(values)
+    if values.dtype == np.int64:
+        return [None if value == NO_TIME else str(value) for value in values.tolist()]
+    return [None if value != value else repr(value + 0.0) for value in values.tolist()]  # minus zero is zero
+
+
+def _entries(source: int, lookup: Lookup, rows: Columns) -> list[_Entry]:
+    """One row of the table `known` for each usable row, in the order of its key, which SQLite inserts fastest."""
+    entities = _entities(rows, lookup.by)
+    known_at = rows[lookup.known_at].tolist()
+    ties = key_text(rows, lookup.key).to_pylist()
+    data = packed(rows, lookup.columns).tobytes()
+    width = 8 * len(lookup.columns)
+    return sorted(
+        (source, entity, moment, tie, data[at * width : (at + 1) * width])
+        for at, (entity, moment, tie) in enumerate(zip(entities, known_at, ties, strict=True))
+        if entity is not None and moment != NO_TIME
+    )

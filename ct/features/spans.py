@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
+_AT_ONCE = 1 << 20
+
 
 def last(values: Floats, start: Ints, stop: Ints) -> Floats:
     """The span's newest value, missing or not; NaN for an empty span."""
@@ -39,7 +41,8 @@ def _reduce(function: Any, values: Floats, start: Ints, stop: Ints) -> Floats:
     full = full[np.argsort(start[full], kind="stable")]
     bounds = np.empty(2 * len(full), dtype=np.int64)
     bounds[0::2], bounds[1::2] = start[full], stop[full]
-    found[full] = function.reduceat(np.append(values, 0.0), bounds)[0::2]
+    with np.errstate(over="ignore", invalid="ignore"):
+        found[full] = function.reduceat(np.append(values, 0.0), bounds)[0::2]
     return found
 
 
@@ -53,21 +56,34 @@ def _sum(values: Floats, start: Ints, stop: Ints) -> Floats:
 
 
 def _mean(values: Floats, start: Ints, stop: Ints) -> Floats:
-    count = _count(values, start, stop)
-    return _sum(values, start, stop) / np.where(count == 0, np.nan, count)
+    values, start, stop = _present(values, start, stop)
+    count = (stop - start).astype(np.float64)
+    return _reduce(np.add, values, start, stop) / np.where(count == 0, np.nan, count)
 
 
 def _std(values: Floats, start: Ints, stop: Ints) -> Floats:
+    """Population deviation in two passes: about each span's own mean, so that large values that lie close keep their digits."""
+    values, start, stop = _present(values, start, stop)
     mean = _mean(values, start, stop)
-    return np.sqrt(np.maximum(_mean(values * values, start, stop) - mean * mean, 0.0))
+    found = np.full(len(start), np.nan)
+    full = np.flatnonzero(stop > start)
+    ends = np.cumsum(stop[full] - start[full])
+    cuts = np.searchsorted(ends, np.arange(_AT_ONCE, ends[-1] if len(ends) else 0, _AT_ONCE))
+    for part in np.split(full, cuts):
+        if len(part):
+            size = stop[part] - start[part]
+            first = np.cumsum(size) - size
+            away = values[np.arange(size.sum()) + np.repeat(start[part] - first, size)] - np.repeat(mean[part], size)
+            found[part] = np.sqrt(np.add.reduceat(away * away, first) / size)
+    return found
 
 
 def _min(values: Floats, start: Ints, stop: Ints) -> Floats:
-    return _reduce(np.minimum, *_present(values, start, stop))
+    return _reduce(np.minimum, *_present(values, start, stop)) + 0.0
 
 
 def _max(values: Floats, start: Ints, stop: Ints) -> Floats:
-    return _reduce(np.maximum, *_present(values, start, stop))
+    return _reduce(np.maximum, *_present(values, start, stop)) + 0.0
 
 
 def _last(values: Floats, start: Ints, stop: Ints) -> Floats:
