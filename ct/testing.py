@@ -43,7 +43,7 @@ def trigger_contract(trigger: object) -> None:
         assert first == second, "decide() gave two answers for the same observation"
 
 
-def _same(left: np.ndarray, right: np.ndarray) -> bool:  # type: ignore[type-arg]
+def _same(left: np.ndarray, right: np.ndarray) -> bool:
     if left.dtype.kind == "f":
         return np.array_equal(left, right, equal_nan=True)
     return bool(np.all(left == right))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from ct.clock import Clock, SystemClock
 from ct.control import decide, retrain, rollouts, runs, watching
 from ct.control.retrain import Place, Report, Step
 from ct.control.sweeping import Swept, sweep
+from ct.data import catalog
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.errors import Conflict, CtError, NotFound, TrainingFailed
+from ct.features.online import OnlineStore, lookups_of
 from ct.ids import sha256_file
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
-from ct.registry import routes, versions
+from ct.registry import files, routes, versions
 from ct.registry.routes import Route
+from ct.rollout import state
 from ct.rollout.state import Rollout
 from ct.serving.client import Serving
 from ct.serving.runtime import Predictor
@@ -69,9 +72,9 @@ class Actor:
             return
         address = self.settings.ray_address or os.environ.get("RAY_ADDRESS") or local.address(self.settings)
         if address:
-            ray.init(address=address, log_to_driver=False, logging_level="error", namespace="ct")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="ct")
         else:
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level="error", object_store_memory=400_000_000)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, object_store_memory=400_000_000)
 
     def carry_out(self, action: decide.Action) -> str:
         """Do one decided action and say in a line what came of it, empty when nothing did."""
@@ -117,7 +120,18 @@ class Actor:
         if outcome.kind == "quarantined":
             found = "; ".join(reason.found for reason in outcome.reasons)
             self.alert("WARN", f"shard {outcome.shard} of {table} is quarantined", detail=found, owner=declared.owner)
+        elif outcome.kind == "published" and self.settings.online.exists():
+            self.materialize()
         return outcome
+
+    def materialize(self) -> int:
+        """Bring the online store to what has been published. Returns the rows stored."""
+        store = OnlineStore(self.settings.online)
+        try:
+            shards = {table.name: catalog.published(self.journal, table.name) for table in self.pipeline.all_tables}
+            return store.materialize(lookups_of(self.pipeline.features), shards)
+        finally:
+            store.close()
 
     def digest(self, path: Path) -> str:
         """SHA-256 of a file, remembered while its size and time of change stay the same."""
@@ -132,7 +146,7 @@ class Actor:
         from ct.data import predictions
 
         now = self.clock.now().timestamp()
-        if not force and (now - self._committed < 60 or rollouts.state.active(self.journal, self.pipeline.name)):
+        if not force and (now - self._committed < 60 or state.active(self.journal, self.pipeline.name)):
             return 0
         self._committed = now
         return predictions.commit(self.settings, self.warehouse)
@@ -177,7 +191,7 @@ class Actor:
             **_frozen(self.run_inputs()),
         )
         data = retrain.rows(self.place, probe, on_step=_silent)
-        made = retrain.files.fetch(self.artifacts, known.manifest)
+        made = files.fetch(self.artifacts, known.manifest)
         return retrain.compare(self.place, Predictor.load(made), data)
 
     def overrule(self, version: str, reason: str) -> None:
@@ -208,6 +222,7 @@ class Actor:
         if not self.settings.ray_address and not os.environ.get("RAY_ADDRESS"):
             on_step("starting Ray")
             local.start(self.settings)
+        self.materialize()
         on_step("starting the endpoint")
         self.serving.deploy(self.pipeline.name)
         self._activate(route)
@@ -316,6 +331,3 @@ class Actor:
 
 def _frozen(inputs: dict[str, Any]) -> dict[str, Any]:
     return {key: inputs[key] for key in ("shards", "snapshots", "until")}
-
-
-__all__ = ["Actor", "Callable"]

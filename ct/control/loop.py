@@ -15,7 +15,6 @@ from ct.control.decide import Arrival, Judge, State, decide
 from ct.control.triggers import Observed
 from ct.data import catalog
 from ct.errors import Conflict, CtError
-from ct.ids import sha256_file
 from ct.registry import routes, versions
 from ct.rollout import state as rollouts
 
@@ -106,6 +105,3 @@ def _alone(path: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-__all__ = ["observe", "observed", "run", "sha256_file"]

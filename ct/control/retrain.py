@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from ct.clock import duration
@@ -195,9 +194,9 @@ def save(place: Place, data: Rows, encoder: Encoder, mask: NDArray[np.bool_], na
     return folder
 
 
-def take(columns: Columns, mask: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
-    """The rows under `mask`."""
-    return {name: values[mask] for name, values in columns.items()}
+def take(columns: Columns, rows: NDArray[np.bool_] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """The rows under a mask, or at places."""
+    return {name: values[rows] for name, values in columns.items()}
 
 
 def compare(place: Place, candidate: Predictor, data: Rows) -> Report:
@@ -213,9 +212,10 @@ def compare(place: Place, candidate: Predictor, data: Rows) -> Report:
         other = champion.score_features(part)
         theirs = gate.Evaluation(metrics.metrics(other, label, champion.threshold), len(label))
         difference = stats.delong(scores, other, label)
-    segments = {name: {name: {}} for name in ()}
-    for name, values in data.segments.items():
-        segments[name] = metrics.by_segment(scores, label, values[data.split.judge], candidate.threshold)
+    segments = {
+        name: metrics.by_segment(scores, label, values[data.split.judge], candidate.threshold)
+        for name, values in data.segments.items()
+    }
     return Report(ours, theirs, difference, gate.decide(line.gate, ours, theirs, difference), str(data.split.window), segments)
 
 
@@ -227,7 +227,7 @@ def _files(
     place: Place, run: runs.Run, version: str, data: Rows, encoder: Encoder, model: Any, trained: trainer.Trained
 ) -> dict[str, bytes]:
     line = place.pipeline
-    golden = take(data.columns, np.flatnonzero(data.split.judge)[:GOLDEN_ROWS])
+    golden = take(data.columns, np.flatnonzero(data.split.judge).astype(np.int64)[:GOLDEN_ROWS])
     spec = ModelSpec(
         endpoint=line.name,
         version=version,
@@ -242,7 +242,7 @@ def _files(
         lineage={"run": run.id, "features": data.digest, "code": run.code, "weights": trained.digest, "seed": run.seed},
     )
     made = export.files(trained, model, spec=spec.to_bytes(), encoder=encoder.to_json(), golden=golden_rows(encoder, golden))
-    newest = np.flatnonzero(data.split.train)[-20_000:]
+    newest = np.flatnonzero(data.split.train).astype(np.int64)[-20_000:]
     scores = Predictor.load(made).score_features(take(data.columns, newest))
     threshold = metrics.best_threshold(scores, data.label[newest])
     fields = {**spec.__dict__, "threshold": threshold}
@@ -269,8 +269,3 @@ def request_kinds(place: Place) -> dict[str, str]:
     """Each request column's kind, as the table's contract knows it."""
     known = catalog.kinds(place.journal, place.pipeline.table.name)
     return {name: known[name] for name in place.pipeline.request_columns}
-
-
-def as_table(columns: Columns) -> pa.Table:
-    """Columns as an Arrow table, for writing."""
-    return pa.table({name: pa.array(values, from_pandas=True) for name, values in columns.items()})

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from ct.control import runs
-from ct.control.retrain import Place, shards_of
-from ct.data import catalog
+from ct.control.retrain import Place
+from ct.data import catalog, labels, predictions
 from ct.data.columns import to_columns
 from ct.data.profile import Profile
 from ct.features import build
@@ -105,15 +105,11 @@ def _judged(run: runs.Run) -> dict[str, float]:
 
 def records(place: Place) -> Iterable[dict[str, Any]]:
     """Every record of the prediction log, committed or still in the inbox."""
-    from ct.data import predictions
-
     return predictions.everything(place.settings)
 
 
 def live_quality(place: Place) -> dict[str, dict[str, Any]]:
     """{version: AUROC, ECE, log loss, base rate, predictions, labelled, maturity} of what was answered live."""
-    from ct.data import labels
-
     joined = labels.join(records(place))
     quality = {}
     for version in sorted({row.version for row in joined.rows}):
@@ -122,6 +118,3 @@ def live_quality(place: Place) -> dict[str, dict[str, Any]]:
         truth = np.array([np.nan if row.label is None else row.label for row in rows])
         quality[version] = performance.live(scores, truth)
     return quality
-
-
-__all__ = ["champion_run", "check", "drifts", "live_quality", "records", "shards_of", "unchecked"]
