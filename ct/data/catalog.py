@@ -7,17 +7,10 @@ from typing import Any
 import pyarrow as pa
 
 from ct.data.columns import kind_of
+from ct.data.reading import TYPES
 from ct.data.tables import ShardFile
 from ct.errors import NotFound
 from ct.store.journal import Event, Journal
-
-_TYPES = {
-    str(type_): type_
-    for type_ in (
-        pa.bool_(), pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.string(), pa.large_string(),
-        pa.date32(), pa.timestamp("us"), pa.timestamp("us", tz="UTC"),
-    )
-}  # fmt: skip
 
 
 def stream(table: str) -> str:
@@ -28,7 +21,7 @@ def stream(table: str) -> str:
 def contract(journal: Journal, table: str) -> pa.Schema | None:
     """The schema every shard must have, None before the first one."""
     for event in journal.read(stream(table), types=["TableCreated"]):
-        return pa.schema([(name, _TYPES[text]) for name, text in event.data["schema"]])
+        return pa.schema([(name, TYPES[text]) for name, text in event.data["schema"]])
     return None
 
 
@@ -46,10 +39,24 @@ def published(journal: Journal, table: str) -> tuple[ShardFile, ...]:
 
 
 def quarantined(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
-    """Every quarantined shard with its reasons."""
-    return tuple(
-        {"at": event.at.isoformat(), **event.data} for event in journal.read(stream(table), types=["ShardQuarantined"])
-    )
+    """The quarantined shards with their reasons, each as it was last refused; not those that were published after all."""
+    held: dict[str, dict[str, Any]] = {}
+    for event in journal.read(stream(table), types=["ShardQuarantined", "ShardPublished"]):
+        held.pop(event.data["sha256"], None)
+        if event.type == "ShardQuarantined":
+            held[event.data["sha256"]] = {"at": event.at.isoformat(), **event.data}
+    return tuple(held.values())
+
+
+def empty(journal: Journal, table: str) -> frozenset[str]:
+    """SHA-256 of files that had the right columns and no rows."""
+    return frozenset(event.data["sha256"] for event in journal.read(stream(table), types=["ShardEmpty"]))
+
+
+def first_profile(journal: Journal, table: str) -> str | None:
+    """Digest of the first shard's profile, whose edges those of all later shards share; None before the first shard."""
+    events = journal.read(stream(table), types=["ShardPublished"])
+    return next((str(event.data["profile"]) for event in events), None)
 
 
 def seen(journal: Journal, table: str) -> frozenset[str]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,8 @@ def missing(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype == object:
         return np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
     if values.dtype.kind == "f":
-        return np.isnan(values)
-    return np.asarray(values == NO_TIME)
+        return np.asarray(np.isnan(values), dtype=np.bool_)
+    return np.asarray(values == NO_TIME, dtype=np.bool_)
 
 
 @dataclass(frozen=True)
@@ -199,40 +198,72 @@ def _share(share: float) -> float:
     return share
 
 
-def run(checks: Iterable[Check], rows: Columns, past: Columns | None) -> tuple[Reason, ...]:
-    """The checks that the rows break beyond their limit. Columns that no check reads help to say where the broken rows sit."""
+def run(checks: Iterable[Check], rows: Columns, past: Columns | None, *, time: str = "") -> tuple[Reason, ...]:
+    """The checks that the rows break beyond their limit, and where the broken rows sit; `time` names the event time's column.
+
+    Raises InvalidPipeline when a check itself fails.
+    """
     reasons = []
     for check in checks:
-        broken = np.asarray(check.violations(rows, past))
+        broken = _broken(check, rows, past)
         count, total = int(broken.sum()), len(broken)
         if count > check.limit() * total:
             allowed = f" (allowed {check.limit():.2%})" if check.limit() else ""
-            found = f"{check.explain()}: broken by {count:,} of {total:,} rows{allowed}{_where(rows, broken)}"
+            where = "".join(f", {part}" for part in _where(check, rows, broken, time))
+            found = f"{check.explain()}: broken by {count:,} of {total:,} rows{allowed}{where}"
             reasons.append(Reason(check.explain(), found, count, _examples(check, rows, broken)))
     return tuple(reasons)
 
 
-def _where(rows: Columns, broken: NDArray[np.bool_]) -> str:
-    """Where the broken rows sit: their days, and any text that nearly all of them and few others share."""
-    parts = []
-    times = next((values for values in rows.values() if values.dtype == np.int64), None)
-    if times is not None and (days := sorted({_day(value) for value in times[broken & (times != NO_TIME)]})):
-        parts.append(f"on {days[0]}" if len(days) == 1 else f"from {days[0]} to {days[-1]}")
+def _broken(check: Check, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+    total = len(next(iter(rows.values()))) if rows else 0
+    try:
+        broken = np.asarray(check.violations(rows, past), dtype=np.bool_)
+    except Exception as error:  # a user's check may raise anything
+        found = f"check {check!r} fails: {type(error).__name__}: {error}"
+        raise InvalidPipeline(found, "a check that fits the column's type", "mend the check") from error
+    if broken.shape != (total,):
+        raise InvalidPipeline(f"check {check!r} returns shape {broken.shape}", f"one truth value a row, ({total},)", "mend it")
+    return broken
+
+
+def _where(check: Check, rows: Columns, broken: NDArray[np.bool_], time: str) -> Iterator[str]:
+    """Where the broken rows sit: what they lack, their days, and any text that nearly all of them and few others share."""
+    count = int(broken.sum())
+    for name in check.columns():
+        if lacking := int(missing(rows[name][broken]).sum()):
+            yield f"{name} missing in {lacking:,}"
+    if time in rows and rows[time].dtype == np.int64:
+        days = sorted({_day(value) for value in rows[time][broken] if value != NO_TIME})
+        if days:
+            yield f"on {days[0]}" if len(days) == 1 else f"from {days[0]} to {days[-1]}"
     for name, values in rows.items():
         if values.dtype == object:
-            value, count = Counter(values[broken]).most_common(1)[0]
-            if value is not None and count >= 0.9 * broken.sum() and (values == value).mean() < 0.5:
-                parts.append(f"{count / broken.sum():.0%} of them with {name} {value}")
-    return ", " + ", ".join(parts) if parts else ""
+            value, often = Counter(values[broken]).most_common(1)[0]
+            if value is not None and often >= 0.9 * count and (values == value).mean() < 0.5:
+                yield f"{often / count:.0%} of them with {name} {value[:40]}"
 
 
 def _day(value: int) -> str:
-    return f"{datetime.fromtimestamp(value / 1e6, UTC):%Y-%m-%d}"
+    return _moment(value)[:10]
+
+
+def _moment(value: int) -> str:
+    # Not datetime.fromtimestamp: a broken time may lie in any year.
+    return f"{np.datetime64(int(value), 'us').astype('datetime64[s]')}Z"
 
 
 def _examples(check: Check, rows: Columns, broken: NDArray[np.bool_]) -> tuple[str, ...]:
     names = check.columns()
     return tuple(
-        f"row {index}: " + ", ".join(f"{name}={rows[name][index]}" for name in names)
+        f"row {index}: " + ", ".join(f"{name}={_shown(rows[name][index])}" for name in names)
         for index in np.flatnonzero(broken)[:EXAMPLES]
     )
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, np.int64):
+        return "missing" if value == NO_TIME else _moment(int(value))
+    if isinstance(value, float):
+        return "missing" if np.isnan(value) else f"{value:.6g}"
+    return "missing" if value is None else repr(value[:40])

@@ -1,13 +1,18 @@
-"""Write, audit, publish: a shard becomes visible whole and checked, or goes to quarantine with its reasons. Safe to repeat at any point."""
+"""Write, audit, publish: a shard becomes visible whole and checked, or goes to quarantine with its reasons. Safe to repeat at any point.
+
+What the Iceberg table holds and the journal does not know yet, because an ingest was killed between the two, is entered first of all.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,19 +21,23 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ct.data import catalog, checks
+from ct.data import catalog, checks, reading
 from ct.data.checks import Reason
 from ct.data.columns import NO_TIME, kind_of, to_columns
 from ct.data.profile import Profile
-from ct.data.tables import Warehouse
-from ct.errors import InvalidShard
-from ct.ids import sha256_file
+from ct.data.tables import Attempt, ShardFile, Warehouse
+from ct.errors import Conflict, InvalidShard
+from ct.ids import fingerprint, sha256_file
 from ct.pipeline import Columns, Table
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal, New
 
 READ_SECONDS = 300
+SHARD, SOURCE = "ct.shard", "ct.source"
+_TRIES = 10
+_SUFFIXES = (".parquet", ".csv", ".jsonl")
+_ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "TMPDIR", "VIRTUAL_ENV")
 
 
 @dataclass(frozen=True)
@@ -48,33 +57,27 @@ class Outcome:
         return asdict(self)
 
 
-def ingest(
-    path: Path, table: Table, *, settings: Settings, journal: Journal, warehouse: Warehouse, artifacts: Artifacts
-) -> Outcome:
-    """Check a file and publish it as one shard of `table`, or quarantine it. The same bytes twice are a no-op.
+@dataclass(frozen=True)
+class _Arrived:
+    """A file, the shard it would be, and the table it would belong to. `rules` names the table's declaration."""
 
-    Raises InvalidShard when there is no such file, or when its name cannot name a shard.
-    """
-    if not path.is_file() or path.is_symlink():
-        raise InvalidShard(f"{path} is no plain file", "a file", "check the path")
-    if len(path.stem) > 100 or not path.stem.isprintable():
-        raise InvalidShard(f"the file name {path.name[:40]!r}…", "at most 100 printable characters", "rename it")
-    digest = sha256_file(path)
-    if known := _known(journal, table, path.stem, digest):
-        return known
-    try:
-        rows = _read(path)
-        contract = catalog.contract(journal, table.name)
-        rows = _conform(rows, contract, table)
-    except _Quarantine as refused:
-        return _quarantine(path, table, digest, refused.rows, refused.reasons, settings, journal)
-    if rows.num_rows == 0:
-        journal.append(catalog.stream(table.name), [New("ShardEmpty", {"shard": path.stem, "sha256": digest})])
-        return Outcome("empty", table.name, path.stem, digest, 0)
-    columns = to_columns(rows)
-    if reasons := _audit(table, columns, catalog.published(journal, table.name)):
-        return _quarantine(path, table, digest, rows.num_rows, reasons, settings, journal)
-    return _publish(path, table, digest, rows, columns, contract, journal, warehouse, artifacts)
+    path: Path
+    shard: str
+    digest: str
+    table: Table
+    rules: str
+
+    @property
+    def stream(self) -> str:
+        return catalog.stream(self.table.name)
+
+
+@dataclass(frozen=True)
+class _Stores:
+    settings: Settings
+    journal: Journal
+    warehouse: Warehouse
+    artifacts: Artifacts
 
 
 class _Quarantine(Exception):
@@ -83,159 +86,235 @@ class _Quarantine(Exception):
         self.reasons, self.rows = reasons, rows
 
 
-def _known(journal: Journal, table: Table, shard: str, digest: str) -> Outcome | None:
-    for found in catalog.published(journal, table.name):
-        if found.sha256 == digest:
-            return Outcome("duplicate", table.name, shard, digest, found.rows, found.snapshot)
-    for item in catalog.quarantined(journal, table.name):
-        if item["sha256"] == digest:
+def ingest(
+    path: Path, table: Table, *, settings: Settings, journal: Journal, warehouse: Warehouse, artifacts: Artifacts
+) -> Outcome:
+    """Check a file and publish it as one shard of `table`, or quarantine it. The same bytes twice are a no-op.
+
+    A quarantined file is looked at again only once the table's declaration has changed. Raises InvalidShard when there is no such
+    file or somebody writes to it, InvalidPipeline when a check cannot be run, Conflict when other machines' ingests keep overtaking.
+    """
+    if not path.is_file():
+        raise InvalidShard(f"{path} is no file", "a Parquet, CSV or JSON-lines file", "check the path")
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        raise InvalidShard(f"{path} cannot be read: {error.strerror}", "a readable file", "check its permissions") from None
+    shard = "".join(letter if letter.isprintable() else "?" for letter in path.stem)
+    arrived = _Arrived(path, shard, digest, table, fingerprint([table.keys, table.time, table.checks]))
+    stores = _Stores(settings, journal, warehouse, artifacts)
+    with _turn(settings.home / "incoming" / table.name) as folder:
+        for _ in range(_TRIES):
+            try:
+                return _once(arrived, stores, folder)
+            except Conflict:  # the table has moved on: look again, decide again
+                continue
+    raise Conflict(f"table {table.name!r} changed {_TRIES} times meanwhile", "a free moment", "ingest the file again")
+
+
+@contextmanager
+def _turn(folder: Path) -> Iterator[Path]:
+    """An empty working folder of the table; one ingest of a table at a time on this machine."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_suffix(".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(folder, ignore_errors=True)  # a killed ingest may have left something
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _once(arrived: _Arrived, stores: _Stores, folder: Path) -> Outcome:
+    position = stores.journal.version(arrived.stream)
+    if known := _known(arrived, stores.journal):
+        return known
+    shards = catalog.published(stores.journal, arrived.table.name)
+    contract = catalog.contract(stores.journal, arrived.table.name)
+    try:
+        _check_name(arrived, shards)
+        rows = _conform(_read(arrived.path, contract, folder), contract, arrived.table)
+        if rows.num_rows:
+            _check_rows(arrived.table, to_columns(rows), shards)
+    except _Quarantine as refused:
+        return _quarantine(arrived, refused, stores, position)
+    if rows.num_rows == 0:
+        event = New("ShardEmpty", {"shard": arrived.shard, "sha256": arrived.digest})
+        stores.journal.append(arrived.stream, [event], expected=position)
+        return _outcome("empty", arrived)
+    return _publish(arrived, rows, stores, position)
+
+
+def _outcome(kind: str, arrived: _Arrived, rows: int = 0, **more: Any) -> Outcome:
+    return Outcome(kind, arrived.table.name, arrived.shard, arrived.digest, rows, **more)
+
+
+def _known(arrived: _Arrived, journal: Journal) -> Outcome | None:
+    for shard in catalog.published(journal, arrived.table.name):
+        if shard.sha256 == arrived.digest:
+            return _outcome("duplicate", arrived, shard.rows, snapshot=shard.snapshot)
+    for item in catalog.quarantined(journal, arrived.table.name):
+        if item["sha256"] == arrived.digest and item["rules"] == arrived.rules:
             reasons = tuple(Reason(r["check"], r["found"], r["rows"], tuple(r["examples"])) for r in item["reasons"])
-            return Outcome("quarantined", table.name, shard, digest, item["rows"], None, reasons)
+            return _outcome("quarantined", arrived, item["rows"], reasons=reasons)
+    if arrived.digest in catalog.empty(journal, arrived.table.name):
+        return _outcome("empty", arrived)
     return None
 
 
-def _read(path: Path) -> pa.Table:
-    """The file's rows, read by a child process that may die of them."""
-    with tempfile.TemporaryDirectory(prefix="ct-read-") as folder:
-        target = Path(folder) / "rows.arrow"
-        command = [sys.executable, "-m", "ct.data.reading", str(path.resolve()), str(target)]
-        environ = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CT_"))}
-        try:
-            child = subprocess.run(command, capture_output=True, timeout=READ_SECONDS, env=environ, check=False)
-        except subprocess.TimeoutExpired:
-            raise _Quarantine((Reason("readable", f"reading took over {READ_SECONDS} s", 0),)) from None
-        if child.returncode == 3:
-            said = json.loads(child.stdout)
-            text = f"{said['found']}; expected {said['expected']}; {said['remedy']}"
-            raise _Quarantine((Reason("readable", text, 0),))
-        if child.returncode != 0:
-            raise _Quarantine((Reason("readable", f"the reading process died with {child.returncode}", 0),))
-        with pa.memory_map(str(target)) as source:
-            return _owned(source)
+def _check_name(arrived: _Arrived, shards: tuple[ShardFile, ...]) -> None:
+    """Raises _Quarantine for a file that is a link or whose name is taken or cannot be one."""
+    if arrived.path.is_symlink():
+        raise _Quarantine((_fault("file", "a symbolic link", "the file itself"),))
+    if arrived.shard != arrived.path.stem or len(arrived.shard) > 100:
+        raise _Quarantine((_fault("file", f"the name {arrived.shard[:40]!r}…", "at most 100 printable characters"),))
+    if any(shard.shard == arrived.shard for shard in shards):
+        found = f"shard {arrived.shard!r} is published already, with other bytes"
+        raise _Quarantine((_fault("file", found, "a new name for new rows"),))
 
 
-def _owned(source: Any) -> pa.Table:
-    """The mapped rows copied into memory, because the file goes away."""
-    sink = pa.BufferOutputStream()
-    rows = pa.ipc.open_file(source).read_all()
-    with pa.ipc.new_stream(sink, rows.schema) as writer:
-        writer.write_table(rows)
-    return pa.ipc.open_stream(sink.getvalue()).read_all()
+def _read(path: Path, contract: pa.Schema | None, folder: Path) -> pa.Table:
+    """The file's rows, read by a child process that may die of them. Raises _Quarantine, or InvalidShard when the file changes."""
+    target = folder / "rows.arrow"
+    types = {field.name: str(field.type) for field in contract or ()}
+    # -P keeps this package's folder, whose modules are called like some of Python's own, off the child's path.
+    command = [sys.executable, "-P", reading.__file__, str(path.resolve()), str(target), json.dumps(types)]
+    environ = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
+    before = path.stat()
+    try:
+        child = subprocess.run(command, capture_output=True, timeout=READ_SECONDS, env=environ, check=False)
+    except subprocess.TimeoutExpired:
+        raise _Quarantine((Reason("readable", f"reading took over {READ_SECONDS} s", 0),)) from None
+    after = path.stat()
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InvalidShard(f"{path.name} changed while it was read", "a finished file", "rename files into place once whole")
+    if child.returncode == reading.REFUSED:
+        said = json.loads(child.stdout)
+        raise _Quarantine((_fault("readable", said["found"], f"{said['expected']}; {said['remedy']}"),))
+    if child.returncode != 0:
+        found = f"the process that read it ended with code {child.returncode}"
+        raise _Quarantine((_fault("readable", found, "a file that is read within the limits of memory and time"),))
+    with pa.OSFile(str(target)) as source:
+        rows = pa.ipc.open_file(source).read_all()
+    rows.validate(full=True)
+    return rows
 
 
 def _conform(rows: pa.Table, contract: pa.Schema | None, table: Table) -> pa.Table:
     """The rows in the contract's column order. Raises _Quarantine for another schema; only lossless casts are made."""
-    reasons = []
-    if contract is None:
-        needed = {*table.keys, table.time, *(name for check in table.checks for name in check.columns())}
-        reasons += [
-            _fault(f"column {name!r} is missing", "it is named by the pipeline")
-            for name in sorted(needed - set(rows.column_names))
-        ]
-        if not reasons and kind_of(rows.schema.field(table.time).type) != "time":
-            reasons.append(_fault(f"column {table.time!r} is {rows.schema.field(table.time).type}", "a timestamp in UTC"))
-        reasons += [
-            _fault(f"column {field.name!r} has no values at all", "values")
-            for field in rows.schema
-            if pa.types.is_null(field.type)
-        ]
-        if reasons:
-            raise _Quarantine(tuple(reasons), rows.num_rows)
-        return rows
-    for name in rows.column_names:
-        if name not in contract.names:
-            reasons.append(_fault(f"unknown column {name!r}", f"the columns {contract.names}"))
-    made = []
-    for field in contract:
-        if field.name not in rows.column_names:
-            reasons.append(_fault(f"column {field.name!r} is missing", f"a column of type {field.type}"))
-            continue
-        cast = _cast(rows[field.name], field.type)
-        if cast is None:
-            reasons.append(_fault(f"column {field.name!r} has type {rows[field.name].type}", f"type {field.type}"))
-        else:
-            made.append(cast)
+    reasons = _first_faults(rows.schema, table) if contract is None else _faults(rows, contract)
     if reasons:
         raise _Quarantine(tuple(reasons), rows.num_rows)
-    return pa.table(made, schema=contract)
+    if contract is None:
+        return rows
+    return pa.table([_cast(rows[field.name], field.type) for field in contract], schema=contract)
 
 
-def _fault(found: str, expected: str) -> Reason:
-    return Reason("schema", f"{found}; expected {expected}", 0)
+def _first_faults(schema: pa.Schema, table: Table) -> list[Reason]:
+    """What keeps a first shard from setting the contract."""
+    needed = {*table.keys, table.time, *(name for check in table.checks for name in check.columns())}
+    missing = sorted(needed - set(schema.names))
+    reasons = [_fault("schema", f"column {name!r} is missing", "the columns that the pipeline names") for name in missing]
+    if table.time in schema.names and kind_of(schema.field(table.time).type) != "time":
+        reasons.append(_fault("schema", f"column {table.time!r} has type {schema.field(table.time).type}", "timestamps in UTC"))
+    empty = [field.name for field in schema if pa.types.is_null(field.type)]
+    return reasons + [_fault("schema", f"column {name!r} has no value at all", "some, to tell its type") for name in empty]
+
+
+def _faults(rows: pa.Table, contract: pa.Schema) -> list[Reason]:
+    """How the rows' schema differs from the contract."""
+    unknown = [name for name in rows.column_names if name not in contract.names]
+    reasons = [_fault("schema", f"unknown column {name!r}", f"the columns {', '.join(contract.names)}") for name in unknown]
+    for field in contract:
+        if field.name not in rows.column_names:
+            reasons.append(_fault("schema", f"column {field.name!r} is missing", f"a column of type {field.type}"))
+        elif _cast(rows[field.name], field.type) is None:
+            reasons.append(_fault("schema", f"column {field.name!r} has type {rows[field.name].type}", f"type {field.type}"))
+    return reasons
+
+
+def _fault(check: str, found: str, expected: str) -> Reason:
+    return Reason(check, f"{found}; expected {expected}", 0)
 
 
 def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | None:
     """The column as `wanted`, if nothing can get lost; else None."""
-    have = column.type
-    if have == wanted:
+    if column.type == wanted:
         return column
-    numbers = pa.types.is_integer(have) and (pa.types.is_integer(wanted) or pa.types.is_floating(wanted))
-    if pa.types.is_null(have) or numbers or (pa.types.is_floating(have) and pa.types.is_floating(wanted)):
+    if pa.types.is_null(column.type) or (pa.types.is_integer(column.type) and pa.types.is_floating(wanted)):
         try:
-            return column.cast(wanted, safe=True)
+            return column.cast(wanted)
         except pa.ArrowInvalid:
             return None
     return None
 
 
-def _audit(table: Table, columns: Columns, shards: tuple[Any, ...]) -> tuple[Reason, ...]:
-    found = checks.run(_standing(table), columns, None)
-    if found:
-        return found
+def _check_rows(table: Table, columns: Columns, shards: tuple[ShardFile, ...]) -> None:
+    """Raises _Quarantine when the rows break a check, or lack a key or a time."""
+    rules = (checks.NotNull(*dict.fromkeys([*table.keys, table.time])), *table.checks)
     names = sorted({name for check in table.checks for name in check.columns()})
     past = to_columns(pq.read_table(shards[-1].path, columns=names)) if shards and names else None
-    return checks.run(table.checks, columns, past)
+    if reasons := checks.run(rules, columns, past, time=table.time):
+        raise _Quarantine(reasons, len(columns[table.time]))
 
 
-def _standing(table: Table) -> tuple[Any, ...]:
-    """What every table demands without being told: a time in every row."""
-    return (checks.NotNull(table.time),)
+def _publish(arrived: _Arrived, rows: pa.Table, stores: _Stores, position: int) -> Outcome:
+    """Stage, publish, enter in the journal. Raises Conflict when the table has moved on since `position`."""
+    warehouse, name = stores.warehouse, arrived.table.name
+    entered = _enter(arrived.table, stores, position)
+    if entered and arrived.digest not in entered:
+        raise Conflict("shards of an ingest that was killed", "all published shards in the journal", "check against them")
+    if not entered:
+        warehouse.create(name, rows.schema)
+        file = warehouse.stage(name, rows, arrived.digest)
+        notes = {SHARD: arrived.shard, SOURCE: arrived.path.suffix.lstrip(".")}
+        warehouse.publish(name, file, attempt=arrived.digest, notes=notes)
+        entered = _enter(arrived.table, stores, position)
+    return _outcome("published", arrived, rows.num_rows, snapshot=entered[arrived.digest])
 
 
-def _publish(
-    path: Path,
-    table: Table,
-    digest: str,
-    rows: pa.Table,
-    columns: Columns,
-    contract: pa.Schema | None,
-    journal: Journal,
-    warehouse: Warehouse,
-    artifacts: Artifacts,
-) -> Outcome:
-    """Stage, publish, journal. Each step finds what an earlier, killed attempt has done."""
+def _enter(table: Table, stores: _Stores, position: int) -> dict[str, int]:
+    """Journal every shard that the Iceberg table holds and the journal, at `position`, does not. Returns their snapshots by digest."""
+    journal, stream = stores.journal, catalog.stream(table.name)
+    known = {shard.sha256 for shard in catalog.published(journal, table.name)}
+    fresh = [attempt for attempt in stores.warehouse.attempts(table.name) if attempt.attempt not in known]
+    if not fresh:
+        return {}
     events = []
-    position = journal.version(catalog.stream(table.name))
-    if contract is None:
-        events.append(
-            New("TableCreated", {"schema": [[field.name, str(field.type)] for field in rows.schema], "owner": table.owner})
-        )
-    warehouse.create(table.name, rows.schema)
-    file = warehouse.stage(table.name, rows, digest)
-    expected = rows.num_rows
+    if catalog.contract(journal, table.name) is None:
+        schema = pq.read_schema(stores.warehouse.staged(table.name, fresh[0].attempt))
+        types = [[field.name, str(field.type)] for field in schema]
+        events.append(New("TableCreated", {"schema": types, "owner": table.owner}))
+    first = catalog.first_profile(journal, table.name)
+    like = Profile.from_json(stores.artifacts.get(first)) if first else None
+    for attempt in fresh:
+        data, like = _entry(table, attempt, stores, like)
+        events.append(New("ShardPublished", data))
+    journal.append(stream, events, expected=position)
+    return {attempt.attempt: attempt.snapshot for attempt in fresh}
 
-    def audit(staged: pa.Table) -> None:
-        if staged.num_rows != expected:
-            raise InvalidShard(f"{staged.num_rows} staged rows", f"{expected} rows", "ingest the file again")
 
-    snapshot = warehouse.publish(table.name, file, attempt=digest, audit=audit)
-    times = columns[table.time][columns[table.time] != NO_TIME]
+def _entry(table: Table, attempt: Attempt, stores: _Stores, like: Profile | None) -> tuple[dict[str, Any], Profile]:
+    """What the journal says of a published shard. Its profile counts as the first shard's does, so that they merge."""
+    file = stores.warehouse.staged(table.name, attempt.attempt)
+    columns = to_columns(pq.read_table(file))
+    times = columns[table.time]
+    profile = Profile.of(columns, like)
     data = {
-        "shard": path.stem,
-        "sha256": digest,
-        "rows": rows.num_rows,
-        "snapshot": snapshot,
+        "shard": attempt.notes[SHARD],
+        "sha256": attempt.attempt,
+        "rows": len(times),
+        "snapshot": attempt.snapshot,
         "file": str(file),
         "time_min": int(times.min()),
         "time_max": int(times.max()),
-        "profile": artifacts.put(Profile.of(columns).to_json()),
-        "tags": {"source": path.suffix.lstrip("."), "owner": table.owner, "spans": _spans(columns)},
-        "makes": f"shard/{table.name}/{digest}",
+        "profile": stores.artifacts.put(profile.to_json()),
+        "tags": {"source": attempt.notes[SOURCE], "owner": table.owner, "spans": _spans(columns)},
+        "makes": f"shard/{table.name}/{attempt.attempt}",
         "from": [],
     }
-    events.append(New("ShardPublished", data))
-    journal.append(catalog.stream(table.name), events, expected=position)
-    return Outcome("published", table.name, path.stem, digest, rows.num_rows, snapshot)
+    return data, like or profile
 
 
 def _spans(columns: Columns) -> dict[str, list[int]]:
@@ -247,21 +326,24 @@ def _spans(columns: Columns) -> dict[str, list[int]]:
     return found
 
 
-def _quarantine(
-    path: Path, table: Table, digest: str, rows: int, reasons: tuple[Reason, ...], settings: Settings, journal: Journal
-) -> Outcome:
-    folder = settings.home / "quarantine" / table.name
-    folder.mkdir(parents=True, exist_ok=True)
-    kept = folder / f"{digest}{path.suffix}"
-    part = kept.with_suffix(".part")
-    shutil.copyfile(path, part)
-    os.replace(part, kept)
+def _quarantine(arrived: _Arrived, refused: _Quarantine, stores: _Stores, position: int) -> Outcome:
+    """Keep a copy and journal the reasons. A link is not followed."""
+    kept = ""
+    if not arrived.path.is_symlink():
+        folder = stores.settings.home / "quarantine" / arrived.table.name
+        folder.mkdir(parents=True, exist_ok=True)
+        suffix = arrived.path.suffix if arrived.path.suffix in _SUFFIXES else ""
+        part = folder / f".{arrived.digest}.part"
+        shutil.copyfile(arrived.path, part)
+        os.replace(part, folder / f"{arrived.digest}{suffix}")
+        kept = str(folder / f"{arrived.digest}{suffix}")
     data = {
-        "shard": path.stem,
-        "sha256": digest,
-        "rows": rows,
-        "file": str(kept),
-        "reasons": [asdict(reason) for reason in reasons],
+        "shard": arrived.shard,
+        "sha256": arrived.digest,
+        "rows": refused.rows,
+        "file": kept,
+        "rules": arrived.rules,
+        "reasons": [asdict(reason) for reason in refused.reasons],
     }
-    journal.append(catalog.stream(table.name), [New("ShardQuarantined", data)])
-    return Outcome("quarantined", table.name, path.stem, digest, rows, None, reasons)
+    stores.journal.append(arrived.stream, [New("ShardQuarantined", data)], expected=position)
+    return _outcome("quarantined", arrived, refused.rows, reasons=refused.reasons)

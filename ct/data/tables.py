@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ct.errors import Conflict, NotFound
+from ct.errors import Conflict, Corrupt, NotFound
 from ct.settings import Settings
 from ct.store.artifacts import sync_folder
 
@@ -47,6 +48,15 @@ class ShardFile:
     tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
 
+@dataclass(frozen=True)
+class Attempt:
+    """A publication that reached the table: its id, its snapshot and the notes in the snapshot's summary."""
+
+    attempt: str
+    snapshot: int
+    notes: Mapping[str, str]
+
+
 class Warehouse:
     """The project's Iceberg tables, in one SQL catalogue."""
 
@@ -69,8 +79,14 @@ class Warehouse:
         return bool(self._catalog.table_exists((NAMESPACE, name)))
 
     def create(self, name: str, schema: pa.Schema) -> None:
-        """Create a table with one empty append, so that a branch has something to start from. Creating it twice is a no-op."""
+        """Create a table with one empty append, so that a branch has something to start from. Creating it twice is a no-op.
+
+        Raises Conflict when it exists with another schema.
+        """
         table = self._catalog.create_table_if_not_exists((NAMESPACE, name), schema, properties=_PROPERTIES)
+        have, wanted = _shape(table.schema().as_arrow()), _shape(schema)
+        if have != wanted:
+            raise Conflict(f"table {name!r} has the columns {have}", f"the columns {wanted}", "use the table's own columns")
         if table.current_snapshot() is None:
             table.append(schema.empty_table())
 
@@ -81,55 +97,71 @@ class Warehouse:
         current = self._table(name).current_snapshot()
         return current.snapshot_id if current else None
 
+    def staged(self, name: str, attempt: str) -> Path:
+        """Where the file of an attempt lies."""
+        return self._settings.warehouse / NAMESPACE / name / "shards" / f"{attempt}.parquet"
+
     def stage(self, name: str, rows: pa.Table, attempt: str) -> Path:
         """Write rows as a Parquet file of the table that no snapshot names yet. The same attempt writes the same path."""
-        folder = self._settings.warehouse / NAMESPACE / name / "shards"
-        folder.mkdir(parents=True, exist_ok=True)
-        target, part = folder / f"{attempt}.parquet", folder / f".{attempt}.{os.getpid()}.part"
+        target = self.staged(name, attempt)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{attempt}.{os.getpid()}.part")
         with part.open("wb") as file:
             pq.write_table(rows, file, compression="zstd")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, target)
-        sync_folder(folder)
+        sync_folder(target.parent)
         return target
 
-    def publish(self, name: str, file: Path, *, attempt: str, audit: Callable[[pa.Table], None] | None = None) -> int:
-        """Make a staged file visible: add it on a branch, audit what the branch shows, fast-forward. Returns the snapshot's id.
+    def publish(
+        self,
+        name: str,
+        file: Path,
+        *,
+        attempt: str,
+        audit: Callable[[pa.Table], None] | None = None,
+        notes: Mapping[str, str] = MappingProxyType({}),
+    ) -> int:
+        """Make a staged file visible: add it on a branch, audit it there, fast-forward. Returns the snapshot's id.
 
         An attempt that is already published is looked up and returned. A publisher that was overtaken builds its branch anew.
-        Raises Conflict when it is overtaken too often, and whatever `audit` raises, leaving the table as it was.
+        `notes` stay with the snapshot. Raises Conflict when it is overtaken too often, and whatever `audit` raises, leaving the
+        table as it was.
         """
-        if (found := self.published(name, attempt)) is not None:
-            return found
         for _ in range(_TRIES):
-            snapshot = self._try_publish(name, file, attempt, audit)
+            if (found := self.published(name, attempt)) is not None:
+                return found
+            snapshot = self._try_publish(name, file, {**notes, ATTEMPT: attempt}, audit)
             if snapshot is not None:
                 return snapshot
         raise Conflict(f"{_TRIES} other publishers were faster at table {name!r}", "a free moment", "try again")
 
-    def _try_publish(self, name: str, file: Path, attempt: str, audit: Callable[[pa.Table], None] | None) -> int | None:
+    def _try_publish(
+        self, name: str, file: Path, summary: dict[str, str], audit: Callable[[pa.Table], None] | None
+    ) -> int | None:
+        """The new snapshot's id, None when somebody else changed the table meanwhile."""
         from pyiceberg.exceptions import CommitFailedException
 
         table = self._table(name)
         base = table.current_snapshot()
         if base is None:
             raise NotFound(f"table {name!r} has no snapshot", "one empty append at creation", "create it with Warehouse.create")
-        branch = f"audit-{attempt[:16]}-{os.getpid()}"
+        # Named by the attempt alone, so that what a killed publisher left is found and cleared by the next one.
+        branch = f"audit-{summary[ATTEMPT][:16]}"
         try:
             if branch in table.refs():
                 table.manage_snapshots().remove_branch(branch).commit()
             table.manage_snapshots().create_branch(base.snapshot_id, branch).commit()
-            table.add_files([file.as_uri()], snapshot_properties={ATTEMPT: attempt}, check_duplicate_files=False, branch=branch)
-        except CommitFailedException:
-            return None
-        head = table.refs()[branch].snapshot_id
-        try:
-            if audit is not None:
-                audit(pq.read_table(file))
+            table.add_files([file.as_uri()], snapshot_properties=summary, check_duplicate_files=False, branch=branch)
+            head = table.refs()[branch].snapshot_id
+            _audit(table, base.snapshot_id, head, file, audit)
             table.refresh()
-            current = table.current_snapshot()
+            current, refs = table.current_snapshot(), table.refs()
+            # Setting main to a branch that does not descend from it would drop rows without a word.
             if current is None or current.snapshot_id != base.snapshot_id:
+                return None
+            if branch not in refs or refs[branch].snapshot_id != head:
                 return None
             table.manage_snapshots().set_current_snapshot(ref_name=branch).remove_branch(branch).commit()
             return head
@@ -150,33 +182,43 @@ class Warehouse:
             except CommitFailedException:
                 continue
 
+    def attempts(self, name: str) -> tuple[Attempt, ...]:
+        """What was published in the newest snapshot and its ancestors, oldest first; nothing for an unknown table."""
+        if not self.exists(name):
+            return ()
+        table = self._table(name)
+        by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
+        current, found = table.current_snapshot(), []
+        while current is not None:
+            notes = dict(current.summary.additional_properties) if current.summary is not None else {}
+            if ATTEMPT in notes:
+                found.append(Attempt(notes[ATTEMPT], int(current.snapshot_id), notes))
+            current = by_id.get(current.parent_snapshot_id) if current.parent_snapshot_id else None
+        return tuple(reversed(found))
+
     def published(self, name: str, attempt: str) -> int | None:
         """The snapshot that published `attempt`, None when none did."""
-        table = self._table(name)
-        current = table.current_snapshot()
-        by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
-        while current is not None:
-            if current.summary is not None and current.summary.additional_properties.get(ATTEMPT) == attempt:
-                return int(current.snapshot_id)
-            current = by_id.get(current.parent_snapshot_id) if current.parent_snapshot_id else None
-        return None
+        return next((known.snapshot for known in self.attempts(name) if known.attempt == attempt), None)
 
     def append(self, name: str, rows: pa.Table, *, attempt: str) -> int:
         """Publish rows without an audit, creating the table at first. The same attempt twice is a no-op."""
         self.create(name, rows.schema)
-        return self.publish(name, self.stage(name, rows, attempt), attempt=attempt)
+        # A published file is never written again.
+        known = self.published(name, attempt)
+        return self.publish(name, self.stage(name, rows, attempt), attempt=attempt) if known is None else known
 
     def scan(self, name: str, *, columns: tuple[str, ...] | None = None, snapshot: int | None = None) -> pa.Table:
         """The rows of a snapshot (the newest by default), in one Arrow table."""
         return self._table(name).scan(selected_fields=columns or ("*",), snapshot_id=snapshot).to_arrow()
 
-    def to_ray(self, name: str, *, columns: tuple[str, ...] | None = None) -> Any:
-        """The newest snapshot as a Ray Dataset, one task a file."""
+    def to_ray(self, name: str, *, columns: tuple[str, ...] | None = None, snapshot: int | None = None) -> Any:
+        """The rows of a snapshot (the newest by default) as a Ray Dataset, one task a file."""
         import ray
 
         # DataSource V2 reads all small files in one task.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        files = [task.file.file_path.removeprefix("file://") for task in self._table(name).scan().plan_files()]
+        planned = self._table(name).scan(snapshot_id=snapshot).plan_files()
+        files = [task.file.file_path.removeprefix("file://") for task in planned]
         return ray.data.read_parquet(files, columns=list(columns) if columns else None, override_num_blocks=len(files))
 
     def _table(self, name: str) -> IcebergTable:
@@ -188,3 +230,26 @@ class Warehouse:
             raise NotFound(
                 f"there is no table {name!r}", "a table with a published shard", f"run `ct ingest {name} FILE`"
             ) from None
+
+
+def _audit(table: IcebergTable, base: int, head: int, file: Path, audit: Callable[[pa.Table], None] | None) -> None:
+    """Does the branch's head hold the base's rows and the file's, each once? Then the caller's own audit of the file's rows."""
+    rows = pq.read_table(file, memory_map=True)
+    expected = _total(table, base) + rows.num_rows
+    if (found := _total(table, head)) != expected:
+        raise Corrupt(f"the branch with {file.name} has {found:,} rows", f"{expected:,} rows", "publish the file again")
+    if audit is not None:
+        audit(rows)
+
+
+def _total(table: IcebergTable, snapshot_id: int) -> int:
+    snapshot = table.snapshot_by_id(snapshot_id)
+    if snapshot is None or snapshot.summary is None:
+        return 0
+    return int(snapshot.summary.additional_properties.get("total-records", "0"))
+
+
+def _shape(schema: pa.Schema) -> dict[str, str]:
+    """Column names and types, in which the widths of text offsets and the insides of nested types do not count."""
+    spelled = {field.name: "nested" if pa.types.is_nested(field.type) else str(field.type) for field in schema}
+    return {name: text.removeprefix("large_") for name, text in spelled.items()}
