@@ -24,7 +24,7 @@ def metrics(scores: NDArray[Any], labels: NDArray[Any], threshold: float) -> dic
     label = torch.as_tensor(np.asarray(labels, np.int64))
     rate = float(label.double().mean())
     clipped = score.clamp(1e-7, 1 - 1e-7)
-    found = {
+    found: dict[str, Any] = {
         "auroc": tm.auroc(score, label, task="binary"),
         "average_precision": tm.average_precision(score, label, task="binary"),
         "f1": tm.f1_score(score, label, task="binary", threshold=threshold),

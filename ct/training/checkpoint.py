@@ -24,8 +24,9 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after `step` steps."""
+    """State after `step` steps. `key` names what decides the run's bytes: rows, model, numeric contract."""
 
+    key: str
     step: int
     tensors: Tensors
     history: tuple[dict[str, Any], ...]
@@ -39,7 +40,7 @@ def save(folder: Path, state: Checkpoint) -> None:
     save_file({name: np.ascontiguousarray(value) for name, value in state.tensors.items()}, file)
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
-    manifest = {"step": state.step, "sha256": sha256_file(file), "history": list(state.history)}
+    manifest = {"key": state.key, "step": state.step, "sha256": sha256_file(file), "history": list(state.history)}
     part = attempt / ".manifest.json"
     with part.open("w") as handle:
         handle.write(canonical(manifest))
@@ -47,19 +48,22 @@ def save(folder: Path, state: Checkpoint) -> None:
         os.fsync(handle.fileno())
     os.replace(part, attempt / "manifest.json")
     sync_folder(attempt)
-    for old in sorted(folder.glob("step-*"))[:-_KEPT]:
+    complete = sorted(path.parent for path in folder.glob("step-*/manifest.json"))
+    torn = [path for path in folder.glob("step-*") if path.name < f"step-{state.step:09}" and path not in complete]
+    for old in complete[:-_KEPT] + torn:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def newest(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose bytes are what its manifest says, None when there is none. Torn and changed ones are passed over."""
-    for attempt in sorted(folder.glob("step-*"), reverse=True):
-        manifest = attempt / "manifest.json"
-        file = attempt / "state.safetensors"
-        if manifest.is_file() and file.is_file():
-            said = json.loads(manifest.read_text())
-            if sha256_file(file) == said["sha256"]:
-                return Checkpoint(said["step"], load_file(file), tuple(said["history"]))
+def newest(folder: Path, key: str) -> Checkpoint | None:
+    """The newest checkpoint of `key` whose bytes are what its manifest says, None when there is none.
+
+    Torn and changed ones are passed over, and so are those of another key.
+    """
+    for manifest in sorted(folder.glob("step-*/manifest.json"), reverse=True):
+        file = manifest.parent / "state.safetensors"
+        said = json.loads(manifest.read_text())
+        if said["key"] == key and file.is_file() and sha256_file(file) == said["sha256"]:
+            return Checkpoint(key, said["step"], load_file(file), tuple(said["history"]))
     return None
 
 

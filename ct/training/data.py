@@ -1,4 +1,4 @@
-"""Training rows as tensors on disk, mapped into every worker, and their order as a pure function of (seed, epoch)."""
+"""Training rows as tensors on disk, mapped into every worker, and their order as a pure function of (rows, seed, epoch)."""
 
 from __future__ import annotations
 
@@ -42,22 +42,26 @@ class TrainingSet:
             with part.open("wb") as file:
                 np.save(file, np.ascontiguousarray(getattr(self, name)))
             os.replace(part, folder / f"{name}.npy")
-        (folder / "set.json").write_text(json.dumps({"cardinalities": list(self.cardinalities)}))
+        (folder / "set.json").write_text(json.dumps({"cardinalities": list(self.cardinalities), "digest": self.digest()}))
         return folder
 
     @staticmethod
-    def open(folder: Path) -> TrainingSet:
-        """Map a saved set; nothing is read before it is used."""
-        cardinalities = tuple(json.loads((folder / "set.json").read_text())["cardinalities"])
-        numeric, category, label = (np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS)
-        return TrainingSet(numeric, category, label, cardinalities)
+    def open(folder: Path) -> tuple[TrainingSet, str]:
+        """Map a saved set; nothing is read before it is used. Returns it with the digest that `save` wrote."""
+        said = json.loads((folder / "set.json").read_text())
+        numeric, category, label = (np.load(folder / f"{name}.npy", mmap_mode="c") for name in _ARRAYS)
+        return TrainingSet(numeric, category, label, tuple(said["cardinalities"])), said["digest"]
 
 
-def order(rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order of `rows` rows in `epoch`: the same for the same arguments on any machine (Philox, counter-based)."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(rows)
+def order(rows: int, digest: str, seed: int, epoch: int) -> NDArray[np.int64]:
+    """The order of a set's `rows` rows in `epoch`: the same for the same arguments on any machine (Philox, counter-based)."""
+    key = int(sha256(canonical([digest, seed, epoch]))[:32], 16)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(rows)
 
 
-def steps(rows: int, batch: int) -> int:
-    """Steps of an epoch. A last, incomplete batch is dropped; its rows come elsewhere in the next epoch's order."""
-    return rows // batch
+def batch_of(rows: int, batch: int) -> int:
+    """The rows of a step: `batch`, or all where there are fewer.
+
+    An epoch has rows // batch steps. A last, incomplete batch is dropped; its rows come elsewhere in the next epoch's order.
+    """
+    return min(rows, batch)

@@ -5,21 +5,25 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ct.errors import InvalidPipeline
-from ct.ids import sha256
+from ct.ids import canonical, sha256, sha256_file
 
 
 @dataclass(frozen=True)
 class Search:
-    """A setting to be searched: a number in [low, high], evenly or by its logarithm, or one of `choices`."""
+    """A setting to be searched: a number in [low, high], evenly or by its logarithm, or one of `choices`.
 
-    low: float = 0.0
-    high: float = 0.0
+    Two whole bounds mean whole numbers: Search(64, 256) never gives 100.5.
+    """
+
+    low: float = 0
+    high: float = 0
     log: bool = False
     choices: Sequence[Any] = ()
 
@@ -31,9 +35,14 @@ class Search:
 
     def middle(self) -> Any:
         """The value used when nothing is searched: the (geometric) middle, or the first choice."""
+        return self.choices[0] if self.choices else self.at(0.5)
+
+    def at(self, share: float) -> Any:
+        """The value at `share` in [0, 1) of the way from low to high, or of the choices."""
         if self.choices:
-            return self.choices[0]
-        return math.sqrt(self.low * self.high) if self.log else (self.low + self.high) / 2
+            return self.choices[int(share * len(self.choices))]
+        value = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
+        return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else value
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,11 @@ class Torch:
         return found | {f"options.{name}": value for name, value in self.options.items() if isinstance(value, Search)}
 
     def resolved(self, params: Mapping[str, Any]) -> Torch:
-        """A copy in which every Search is a value: from `params`, else its middle."""
+        """A copy in which every Search is a value: from `params`, else its middle. Raises InvalidPipeline for a setting not searched."""
+        if unknown := sorted(set(params) - set(self.searches())):
+            raise InvalidPipeline(
+                f"{unknown} is not searched", f"some of {sorted(self.searches())}", "declare it as a ct.Search"
+            )
         values = {name: params.get(name, search.middle()) for name, search in self.searches().items()}
         options = {
             **self.options,
@@ -97,5 +110,34 @@ def source_folder(model: Any) -> Path:
 
 
 def code_digest(model: Torch) -> str:
-    """SHA-256 over the source of the module that defines the model."""
-    return sha256(Path(inspect.getfile(model.model)).read_bytes())
+    """SHA-256 over the source of the module that defines the model, and of the modules beside it from which it imports names."""
+    files: dict[str, str] = {}
+    waiting = [str(model.model.__module__)]
+    folder = Path(inspect.getfile(model.model)).resolve().parent
+    while waiting:
+        name = waiting.pop()
+        module = sys.modules.get(name)
+        file = Path(getattr(module, "__file__", None) or "/")
+        if name in files or file.resolve().parent != folder or file.suffix != ".py":
+            continue
+        files[name] = sha256_file(file)
+        for value in vars(module).values():
+            waiting.append(value.__name__ if inspect.ismodule(value) else str(getattr(value, "__module__", "")))
+    return sha256(canonical(files))
+
+
+def pickled(model: Torch) -> tuple[bytes, tuple[str, ...]]:
+    """The declaration for another process, and the folders it must have on sys.path to read it."""
+    from ray import cloudpickle
+
+    data: bytes = cloudpickle.dumps(model)
+    return data, (str(source_folder(model.model)),)
+
+
+def unpickled(data: bytes, paths: Sequence[str]) -> Torch:
+    """What `pickled` gave, in a process of this same system. Never for bytes from outside."""
+    from ray import cloudpickle
+
+    sys.path[:0] = [path for path in paths if path not in sys.path]
+    model: Torch = cloudpickle.loads(data)
+    return model

@@ -33,15 +33,18 @@ ENVIRONMENT: Mapping[str, str] = {
 """Set before torch is imported, in every process that trains."""
 
 
-def contract(model: Torch) -> dict[str, Any]:
-    """What the bytes depend on besides rows, seed and code. Called in a process that trains."""
+def contract(model: Torch, device: str) -> dict[str, Any]:
+    """What the bytes depend on besides rows, seed and code. `device` is cpu or a GPU's name. Called in a process that trains."""
+    import numpy as np
     import torch
 
     found = {
         "torch": torch.__version__,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
+        "cpu": f"{_vendor()} {torch.backends.cpu.get_cpu_capability()}".strip(),
+        "device": device,
+        "numpy": np.__version__,
         "threads": torch.get_num_threads(),
         **{name: os.environ.get(name, "") for name in ("MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")},
         "mode": "eager",
@@ -49,10 +52,19 @@ def contract(model: Torch) -> dict[str, Any]:
         "batch": model.batch,
         "shards": model.shards,
         "dtype": "float32",
-        "tree": "binary, shard order",
+        "tree": "binary, in order of shards",
         "random": "(seed, step, shard) by splitmix64",
     }
     return found | {"id": sha256(canonical(found))[:16]}
+
+
+def _vendor() -> str:
+    """The processor's maker: MKL takes other code paths on other makers' processors, whatever it was told."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line.split(":")[1].strip() for line in file if line.startswith("vendor_id")), "")
+    except OSError:
+        return ""
 
 
 def owned(shards: int, worker: int, workers: int) -> range:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
-import tempfile
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from ct.errors import TrainingFailed
-from ct.training.declare import Torch, code_digest
-from ct.training.trainer import Trained, warm
+from ct.ids import canonical
+from ct.training import warm
+from ct.training.declare import Torch, code_digest, pickled
+from ct.training.trainer import Trained
+
+__all__ = ["TOLERANCE", "code_digest", "files", "onnx"]
 
 TOLERANCE = 1e-6
 
@@ -22,76 +23,59 @@ TOLERANCE = 1e-6
 def files(trained: Trained, model: Torch, *, spec: bytes, encoder: bytes, golden: Mapping[str, Any]) -> dict[str, bytes]:
     """The files of a version. `golden` has "features" {name: values}, "numeric" [m, F], "category" [m, C], "cardinalities"; the scores are added here.
 
-    Raises TrainingFailed when ONNX Runtime and torch differ by more than 1e-6.
+    Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6.
     """
-    import ray
-
     weights = {name: np.ascontiguousarray(value) for name, value in trained.weights.items()}
-    made = ray.get(warm(model).export.remote(model, weights, golden["cardinalities"], golden["numeric"], golden["category"]))
-    graph, scores = _split(made)
-    kept = {"features": golden["features"], "score": scores}
+    cardinalities = [int(count) for count in golden["cardinalities"]]
+    graph, scores = warm.call(
+        _onnx, *pickled(model), weights, cardinalities, np.asarray(golden["numeric"]), np.asarray(golden["category"])
+    )
+    kept = {"features": golden["features"], "score": [float(score) for score in scores]}
     return {
         "weights.safetensors": save(weights),
         "spec.json": spec,
         "encoder.json": encoder,
-        "golden.json": json.dumps(kept, allow_nan=False).encode(),
+        "golden.json": canonical(kept).encode(),
         "model.onnx": graph,
     }
 
 
-def _split(made: bytes) -> tuple[bytes, list[float]]:
-    with np.load(io.BytesIO(made)) as found:
-        return found["graph"].tobytes(), [float(score) for score in found["scores"]]
+def _onnx(model: bytes, paths: tuple[str, ...], *args: Any) -> tuple[bytes, NDArray[np.float32]]:
+    from ct.training.declare import unpickled
+
+    return onnx(unpickled(model, paths), *args)
 
 
-def onnx(model: Torch, weights: Mapping[str, Any], cardinalities: tuple[int, ...], numeric: Any, category: Any) -> bytes:
-    """Export, run the golden rows through both runtimes, compare. Returns an .npz of "graph" and "scores"."""
+def onnx(
+    model: Torch,
+    weights: Mapping[str, NDArray[Any]],
+    cardinalities: Sequence[int],
+    numeric: NDArray[np.float32],
+    category: NDArray[np.int64],
+) -> tuple[bytes, NDArray[np.float32]]:
+    """The graph, and torch's own scores [m] of the golden rows, in this process.
+
+    Inputs "numeric" float32 [n, F] and "category" int64 [n, C], output "score" float32 [n], any n. The graph's scores are compared
+    with torch's for all golden rows at once and for the first alone, so that a batch size baked into the graph is found.
+    """
+    import torch
+
+    from ct.training.loop import construct
+
+    module = construct(model, numeric.shape[1], cardinalities).eval()
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    graph = _exported(module, numeric.shape[1], category.shape[1])
+    with torch.no_grad():
+        eager = torch.sigmoid(module(torch.from_numpy(numeric.copy()), torch.from_numpy(category.copy()))).numpy()
+    _compare(graph, numeric, category, eager)
+    return graph, eager
+
+
+def _exported(module: Any, numeric: int, category: int) -> bytes:
+    """torch.onnx.export is quiet about nothing and slow once: 5 s for a process's first export, 1 s after that."""
     import logging
     import warnings
 
-    import onnxruntime
-    import torch
-
-    from ct.training.worker import build
-
-    module = build(model, numeric.shape[1], cardinalities)
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
-    scorer = _scorer(module).eval()
-    example = (torch.zeros(2, numeric.shape[1]), torch.zeros(2, category.shape[1], dtype=torch.int64))
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
-        warnings.simplefilter("ignore")
-        rows = torch.export.Dim("rows", min=1, max=1 << 24)
-        program = torch.onnx.export(
-            scorer,
-            example,
-            dynamo=True,
-            input_names=["numeric", "category"],
-            output_names=["score"],
-            dynamic_shapes=({0: rows}, {0: rows}),
-            verbose=False,
-        )
-        assert program is not None
-        path = Path(folder) / "model.onnx"
-        program.save(str(path), external_data=False)
-        graph = path.read_bytes()
-    with torch.no_grad():
-        eager = scorer(torch.from_numpy(np.array(numeric)), torch.from_numpy(np.array(category))).numpy()
-    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
-    served = session.run(["score"], {"numeric": numeric, "category": category})[0]
-    gap = float(np.abs(eager - served).max())
-    if not gap <= TOLERANCE:
-        raise TrainingFailed(
-            f"ONNX Runtime and torch differ by {gap:.1e}",
-            f"at most {TOLERANCE:.0e}",
-            "use layers that ONNX can express exactly",
-        )
-    target = io.BytesIO()
-    np.savez(target, graph=np.frombuffer(graph, dtype=np.uint8), scores=eager.astype(np.float64))
-    return target.getvalue()
-
-
-def _scorer(module: Any) -> Any:
     import torch
 
     class Scorer(torch.nn.Module):
@@ -102,7 +86,52 @@ def _scorer(module: Any) -> Any:
         def forward(self, numeric: Any, category: Any) -> Any:
             return torch.sigmoid(self.module(numeric, category))
 
-    return Scorer()
+    # Two example rows: with one, the exporter would take the batch for a constant.
+    example = (torch.zeros(2, numeric), torch.zeros(2, category, dtype=torch.int64))
+    rows = torch.export.Dim("rows", min=1, max=1 << 24)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            Scorer().eval(),
+            example,
+            dynamo=True,
+            input_names=["numeric", "category"],
+            output_names=["score"],
+            dynamic_shapes=({0: rows}, {0: rows}),
+            verbose=False,
+        )
+    assert program is not None
+    graph: bytes = program.model_proto.SerializeToString(deterministic=True)
+    return graph
 
 
-__all__ = ["code_digest", "files", "onnx"]
+def _compare(graph: bytes, numeric: NDArray[np.float32], category: NDArray[np.int64], eager: NDArray[np.float32]) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
+    for taken in (slice(None), slice(0, 1)):
+        served = session.run(["score"], {"numeric": numeric[taken], "category": category[taken]})[0]
+        gap = float(np.abs(eager[taken] - served).max())
+        if served.shape != eager[taken].shape or not gap <= TOLERANCE:
+            raise TrainingFailed(
+                f"ONNX Runtime and torch differ by {gap:.1e} on {len(eager[taken])} golden rows",
+                f"at most {TOLERANCE:.0e}",
+                "use layers that ONNX can express exactly, without branches on values",
+            )
+
+
+def rehearse() -> None:
+    """Export a small model, so that the exporter is loaded and its first, slow use is over."""
+    import torch
+
+    class Small(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = torch.nn.Embedding(4, 2)
+            self.layer = torch.nn.Linear(4, 1)
+
+        def forward(self, numeric: Any, category: Any) -> Any:
+            return self.layer(torch.cat([numeric, self.embedding(category[:, 0])], dim=1)).squeeze(1)
+
+    _exported(Small(), 2, 1)

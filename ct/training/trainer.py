@@ -1,10 +1,7 @@
-"""Training on Ray Train: one warm process that trains by itself or leads a group of workers. What is trained is in worker.py."""
+"""Trains a declared model on Ray Train: in this driver's warm process, or on a group of CPU or GPU workers, with the same bytes as result."""
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,24 +9,26 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ct.errors import CtError, TrainingFailed
-from ct.training import checkpoint
-from ct.training.declare import Torch, source_folder
+from ct.errors import TrainingFailed
+from ct.ids import fingerprint
+from ct.training import checkpoint, warm
+from ct.training.declare import Torch, pickled, unpickled
 from ct.training.determinism import ENVIRONMENT
 
 Progress = Callable[[Mapping[str, Any]], None]
-POLL_SECONDS = 0.5
 MAX_FAILURES = 3
+COLLECTIVE_TIMEOUT_S = 300
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model: weights by name, their digest, the numeric contract they were made under, and one report an epoch."""
+    """A trained model: its state by name, SHA-256 over it, the numeric contract, one entry an epoch, and the step it resumed from."""
 
     weights: Mapping[str, NDArray[Any]]
     digest: str
     contract: Mapping[str, Any]
-    history: tuple[dict[str, Any], ...]
+    history: tuple[Mapping[str, Any], ...]
+    resumed: int = 0
 
 
 def train(
@@ -43,133 +42,82 @@ def train(
     checkpoints: bool = True,
     on_progress: Progress | None = None,
 ) -> Trained:
-    """Train `model` on the set in `folder`. 0 workers train in one process; more form a Ray Train group of at most `model.shards`.
+    """Train `model` (without searches) on the set saved in `folder`. `workers` 0 trains in the warm local process.
 
-    `storage/<run>` keeps the checkpoints: the same run called again goes on from the newest one and ends in the same bytes.
-    Raises TrainingFailed when the loss diverges, the module cannot be built, or workers keep dying.
+    `run` names the run below `storage`; a run that was killed and is called again goes on from its newest checkpoint and ends with the
+    same bytes. Both folders must be reachable from every worker. With `gpu` each worker takes one GPU, at least one worker.
+    `on_progress` gets {"epoch", "loss", "steps", "rows", "epochs"} after each epoch.
+    Raises TrainingFailed when the loss is no number or the model cannot be built, Unavailable without Ray.
     """
-    if workers > model.shards:
-        raise TrainingFailed(f"{workers} workers", f"at most {model.shards}, one for each logical shard", "use fewer workers")
-    place = (storage / run).resolve()
-    place.mkdir(parents=True, exist_ok=True)
-    final = checkpoint.newest(place / "final") if checkpoints else None
-    if final is None:
-        _run(folder.resolve(), model, workers, gpu, place, checkpoints, on_progress)
-        final = checkpoint.newest(place / "final")
-        if final is None:
-            raise TrainingFailed(
-                "training ended without a result", f"weights in {place}", "look at the run's log and train again"
-            )
-    contract = json.loads((place / "contract.json").read_text())
-    return Trained(final.tensors, checkpoint.digest(final.tensors), contract, final.history)
-
-
-def _run(
-    folder: Path, model: Torch, workers: int, gpu: bool, place: Path, checkpoints: bool, on_progress: Progress | None
-) -> None:
-    import ray
-
-    progress = place / "progress.jsonl"
-    progress.unlink(missing_ok=True)
-    config = {"folder": str(folder), "model": model, "storage": str(place), "checkpoints": checkpoints}
-    pending = warm(model).fit.remote(config, workers, gpu)
-    shown = 0
-    while True:
-        done, _ = ray.wait([pending], timeout=POLL_SECONDS)
-        if on_progress is not None and progress.exists():
-            lines = progress.read_text().splitlines()
-            for line in lines[shown:]:
-                on_progress(json.loads(line))
-            shown = len(lines)
-        if done:
-            break
-    try:
-        fault = ray.get(pending)
-    except ray.exceptions.RayError as error:
+    if model.searches():
+        raise TrainingFailed(f"the model still searches {sorted(model.searches())}", "values", "call resolved() first")
+    count = max(workers, 1) if gpu else workers
+    if count > model.shards:
         raise TrainingFailed(
-            f"the training process died: {type(error).__name__}",
-            "a finished run",
-            "train again; it goes on from its checkpoint",
-        ) from error
-    if fault:
-        raise TrainingFailed(*fault)
-
-
-class TrainingHost:
-    """The warm process. Its environment fixes the numeric contract before torch is imported; it stays up between runs."""
-
-    def __init__(self, source: str) -> None:
-        sys.path.insert(0, source)
-        import torch
-
-        torch.set_num_threads(1)
-
-    def fit(self, config: dict[str, Any], workers: int, gpu: bool) -> tuple[str, str, str] | None:
-        """Run one training to its end. Returns found, expected, remedy of a failure that is the user's to mend, else None."""
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchConfig, TorchTrainer
-
-        from ct.training.worker import loop
-
-        place = Path(config["storage"])
-        environment = {
-            **ENVIRONMENT,
-            "PYTHONPATH": os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH", "")])),
-        }
-        trainer = TorchTrainer(
-            loop,
-            train_loop_config=config,
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu and workers > 0),
-            torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=120),
-            run_config=RunConfig(
-                name=place.name,
-                storage_path=str(place.parent / ".ray"),
-                failure_config=FailureConfig(max_failures=MAX_FAILURES),
-                worker_runtime_env={"env_vars": environment},
-            ),
+            f"{count} workers for {model.shards} logical shards", f"at most {model.shards} workers", "use fewer, or more shards"
         )
-        try:
-            trainer.fit()
-        except BaseException as error:
-            if fault := _fault(error):
-                return fault
-            raise
-        return None
-
-    def export(self, *args: Any) -> bytes:
-        """See export.onnx; torch and its exporter are warm here."""
-        from ct.training.export import onnx
-
-        return onnx(*args)
-
-    def pid(self) -> int:
-        """The process's id."""
-        return os.getpid()
+    home = storage.resolve() / run
+    home.mkdir(parents=True, exist_ok=True)
+    progress = home / "progress.jsonl"
+    progress.unlink(missing_ok=True)
+    args = (job_of(folder, model), count, gpu, run, str(storage.resolve()), checkpoints)
+    outcome = warm.call(_fit, *args, progress=progress, on_progress=on_progress)
+    if outcome.diverged_at >= 0:
+        raise TrainingFailed(
+            f"the run diverged at step {outcome.diverged_at}: its loss is no number",
+            "a finite loss",
+            "lower lr or look for odd values",
+        )
+    return Trained(outcome.weights, checkpoint.digest(outcome.weights), outcome.contract, outcome.history, outcome.resumed)
 
 
-def _fault(error: BaseException) -> tuple[str, str, str] | None:
-    """The error of `ct` inside Ray's wrappings, None when there is none."""
-    seen: BaseException | None = error
-    for _ in range(10):
-        if isinstance(seen, CtError):
-            return seen.found, seen.expected, seen.remedy
-        failures = getattr(seen, "worker_failures", None)
-        seen = next(iter(failures.values())) if failures else getattr(seen, "cause", None) or getattr(seen, "__cause__", None)
-        if seen is None:
-            return None
-    return None
+def job_of(folder: Path, model: Torch) -> Any:
+    """The job for workers: reading it needs nothing but `ct` and the folder of the user's module."""
+    from ct.training.loop import Job
+
+    return Job(str(folder.resolve()), *pickled(model), fingerprint(model))
 
 
-def warm(model: Torch) -> Any:
-    """The warm process of this cluster for the folder the model comes from, started if need be."""
-    import ray
+def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints: bool) -> Any:
+    """Runs in the warm process."""
+    import dataclasses
 
-    source = str(source_folder(model.model))
-    # It claims no CPU, so that on a laptop it can train beside a replica; on a cluster the workers of a group claim theirs.
-    options = {
-        "name": f"ct-training-{abs(hash(source)) % 10**8}",
-        "get_if_exists": True,
-        "num_cpus": 0,
-        "runtime_env": {"env_vars": {**ENVIRONMENT, "RAY_TRAIN_V2_ENABLED": "1"}},
-    }
-    return ray.remote(TrainingHost).options(**options).remote(source)
+    from ray import train as ray_train
+    from ray.train import torch as ray_torch
+
+    from ct.training import loop
+    from ct.training.data import TrainingSet
+
+    home = Path(storage) / run
+    folder = str(home / "checkpoints") if checkpoints else ""
+    job = dataclasses.replace(job, checkpoints=folder, progress=str(home / "progress.jsonl"))
+    if workers:  # a model that cannot be built is found here, before workers are started for it
+        loop.build(unpickled(job.model, job.paths), TrainingSet.open(Path(job.folder))[0])
+    # Ray's annotations are still those of Train v1; what runs is v2.
+    v2: Any = ray_train
+    torch_v2: Any = ray_torch
+    trainer = torch_v2.TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "gpu": gpu},
+        scaling_config=v2.ScalingConfig(num_workers=workers, use_gpu=gpu),
+        torch_config=torch_v2.TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
+        run_config=v2.RunConfig(
+            name=run,
+            storage_path=storage,
+            failure_config=v2.FailureConfig(max_failures=MAX_FAILURES),
+            worker_runtime_env={"env_vars": dict(ENVIRONMENT)},
+        ),
+    )
+    return trainer.fit().return_value
+
+
+def _worker(config: dict[str, Any]) -> Any:
+    """Runs in each worker, and in the warm process in local mode. Our own checkpoints are in place before a report says so."""
+    import ray.train
+
+    from ct.training import loop
+
+    context = ray.train.get_context()
+    device = "cuda" if config["gpu"] else "cpu"
+    group = loop.Group(context.get_world_rank(), context.get_world_size(), device, ray.train.report)
+    return loop.run(config["job"], group)
