@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.tables import ShardFile
 from ct.errors import CtError, InvalidPipeline, NotFound
-from ct.features.transform import TableHistory, key_text, lookups_of, span_us, transform
+from ct.features.transform import TableHistory, key_text, lookups_of, span_us, texts, transform
 from ct.ids import canonical, sha256
 from ct.pipeline import Column, Feature, Label, Lookup, Pipeline
 
@@ -146,29 +146,22 @@ def _in_parallel(tasks: Sequence[_Task]) -> None:
     log.setLevel(logging.ERROR)
     context.enable_progress_bars = False
     try:
-        ray.data.from_items(items, override_num_blocks=len(items)).map(_build_row).take_all()
-    except ray.exceptions.RayError as error:
-        raise _own(error) or error from None
+        made = ray.data.from_items(items, override_num_blocks=len(items)).map(_build_row).take_all()
     finally:
         log.setLevel(level)
         context.enable_progress_bars = bars
-
-
-def _own(error: BaseException) -> CtError | None:
-    """The error that `ct` raised inside a worker, dug out of what Ray wrapped around it."""
-    seen: list[BaseException | None] = [error]
-    for found in seen:
-        if isinstance(found, CtError):
-            return type(found)(found.found, found.expected, found.remedy)
-        if found is not None and len(seen) < 20:
-            seen += [getattr(found, "cause", None), found.__cause__, found.__context__]
-    return None
+    for row in made:
+        if row["error"]:
+            raise pickle.loads(row["error"])
 
 
 def _build_row(row: dict[str, Any]) -> dict[str, Any]:
-    task = pickle.loads(row["task"])
-    _build_part(task)
-    return {"target": task.target}
+    """Our own errors come back as values: raised inside Ray Data they would drown in its report."""
+    try:
+        _build_part(pickle.loads(row["task"]))
+    except CtError as error:
+        return {"error": pickle.dumps(error)}
+    return {"error": b""}
 
 
 def _build_part(task: _Task) -> None:
@@ -183,7 +176,7 @@ def _build_part(task: _Task) -> None:
         "_time": rows[recipe.time],
         "_label": label,
         "_known_at": np.where(np.isnan(label), NO_TIME, rows[recipe.label.known_at]),
-        **{f"segment:{name}": pa.array(rows[name], pa.string(), from_pandas=True) for name in recipe.segments},
+        **{f"segment:{name}": pa.array(texts(rows, name), pa.string()) for name in recipe.segments},
     }
     for output in recipe.outputs:
         category = output.kind == "category"

@@ -9,20 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from functools import cache
-from typing import Any
+from datetime import UTC, datetime, timedelta
+from functools import cache, cached_property, lru_cache
+from typing import Any, cast
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ct.clock import duration
-from ct.data.columns import NO_TIME
 from ct.errors import Corrupt, InvalidPipeline
 from ct.features import spans
-from ct.features.transform import numbers
+from ct.features.transform import numbers, texts
 from ct.pipeline import Column, Columns, Feature, History, Lookup, Table
 
 Made = dict[str, NDArray[Any]]
@@ -79,21 +77,11 @@ class Category:
 
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
         """The columns."""
-        return {name: _text(rows, name) for name in self.names}
+        return {name: texts(rows, name) for name in self.names}
 
 
-def _text(rows: Columns, name: str) -> NDArray[Any]:
-    values = rows[name]
-    if values.dtype == object:
-        return values
-    made = np.empty(len(values), dtype=object)
-    made[:] = [
-        None if math.isnan(value) else str(int(value)) if value.is_integer() else repr(value)
-        for value in numbers(rows, name).tolist()
-    ]
-    return made
-
-
+_QUARTER = 900_000_000
+_FIRST, _LAST = -62_000_000_000_000_000, 253_000_000_000_000_000  # years 5 to 9987: beyond, a time counts as missing
 _CYCLES = {"hour": 24 * 60, "weekday": 7, "month": 12}
 
 
@@ -124,20 +112,31 @@ class Cyclic:
             raise InvalidPipeline(
                 f"cyclic column {self.column!r} holds no times", "a column of timestamps", "name another column"
             )
-        absent = stamps == NO_TIME
-        local = pa.array(np.where(absent, 0, stamps), pa.timestamp("us", tz="UTC")).cast(pa.timestamp("us", tz=self.tz))
+        absent = (stamps < _FIRST) | (stamps >= _LAST)
+        quarters = np.where(absent, 0, stamps) // _QUARTER
+        offsets = [_offset(self.tz, quarter) for quarter in quarters.tolist()]
+        wall = np.where(absent, 0, stamps) + np.array(offsets, dtype=np.int64)
         made: Made = {}
         for part in self.parts:
-            place = _place(local, part)
+            place = _place(wall, part)
             for wave, circle in zip(("sin", "cos"), _circle(_CYCLES[part]), strict=True):
                 made[f"{self.column}_{part}_{wave}"] = np.where(absent, np.nan, circle[place])
         return made
 
 
-def _place(local: pa.Array, part: str) -> NDArray[np.int64]:
-    if part == "hour":
-        return np.asarray(pc.hour(local).to_numpy() * 60 + pc.minute(local).to_numpy(), dtype=np.int64)
-    return np.asarray(pc.day_of_week(local).to_numpy() if part == "weekday" else pc.month(local).to_numpy() - 1, dtype=np.int64)
+@lru_cache(maxsize=1 << 17)
+def _offset(tz: str, quarter: int) -> int:
+    """What a zone's clocks are ahead of UTC, in microseconds, in a quarter of an hour since 1970. Clocks change between quarters."""
+    moment = datetime.fromtimestamp(quarter * 900, UTC).astimezone(ZoneInfo(tz))
+    return round(cast(timedelta, moment.utcoffset()).total_seconds() * 1e6)
+
+
+def _place(wall: NDArray[np.int64], part: str) -> NDArray[np.int64]:
+    """Minute of the day, day of the week from Monday, or month of the year, from zero."""
+    if part == "month":
+        return wall.view("datetime64[us]").astype("datetime64[M]").astype(np.int64) % 12
+    minutes = wall // 60_000_000
+    return minutes % 1440 if part == "hour" else (minutes // 1440 + 3) % 7  # 1 January 1970 was a Thursday
 
 
 @cache
@@ -167,11 +166,15 @@ class Latest:
 
     def lookups(self) -> tuple[Lookup, ...]:
         """The other table's rows of the last `within`."""
-        return (Lookup(self.table, self.by, self.names, self.known_at, duration(self.within), self.by),)
+        return (self._lookup,)
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.table, self.by, self.names, self.known_at, duration(self.within), self.by)
 
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
         """The newest row's values, missing ones included: a newer unknown is not replaced by an older known."""
-        known, start, stop = history.spans(rows, times, self.lookups()[0])
+        known, start, stop = history.spans(rows, times, self._lookup)
         return {f"{self.table}_{name}": spans.last(known[name], start, stop) for name in self.names}
 
 
@@ -197,11 +200,15 @@ class Window:
 
     def lookups(self) -> tuple[Lookup, ...]:
         """The table's rows of the span."""
-        return (Lookup(self.table, self.by, (self.column,), self.known_at, duration(self.over), self.key),)
+        return (self._lookup,)
+
+    @cached_property
+    def _lookup(self) -> Lookup:
+        return Lookup(self.table, self.by, (self.column,), self.known_at, duration(self.over), self.key)
 
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
         """The number over the values that are not missing; missing when there are none (a count is then 0)."""
-        known, start, stop = history.spans(rows, times, self.lookups()[0])
+        known, start, stop = history.spans(rows, times, self._lookup)
         return {self.outputs()[0].name: spans.AGGREGATES[self.agg](known[self.column], start, stop)}
 
 

@@ -1,13 +1,15 @@
 """The online store: what the features need to know of each entity, in one SQLite file, filled from shards and from fresh rows.
 
-It is a cache: it can be thrown away and filled again from published shards.
+It is a cache: it can be thrown away and filled again from published shards. What was asked for stays in memory as well, kept
+true by a short log of fresh rows that every process reads; a request then costs no query.
 """
 
 from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,18 +23,23 @@ from ct.data.tables import ShardFile
 from ct.features.transform import Spans, key_text, packed, span_us
 from ct.pipeline import Columns, Lookup
 
-FORMAT = 2
+FORMAT = 3
+LOG_ROWS = 10_000
+MEMORY_ENTITIES = 100_000
 _SCHEMA = """
 CREATE TABLE source (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE, reach INTEGER NOT NULL);
 CREATE TABLE known (
   source INTEGER, entity TEXT, known_at INTEGER, tie TEXT, numbers BLOB,
   PRIMARY KEY (source, entity, known_at, tie, numbers)
 ) WITHOUT ROWID;
+CREATE TABLE fresh (seq INTEGER PRIMARY KEY AUTOINCREMENT, source INTEGER, entity TEXT, known_at INTEGER, tie TEXT, numbers BLOB);
 CREATE TABLE filled (source INTEGER, shard TEXT, since INTEGER, PRIMARY KEY (source, shard)) WITHOUT ROWID;
 """
-_SELECT = """SELECT numbers FROM known WHERE source = ? AND entity = ? AND known_at >= ? AND known_at < ?
-ORDER BY known_at, tie, numbers"""
+_SELECT = "SELECT known_at, tie, numbers FROM known WHERE source = ? AND entity = ? ORDER BY known_at, tie, numbers"
+_FRESH = "SELECT seq, source, entity, known_at, tie, numbers FROM fresh WHERE seq > ? ORDER BY seq"
+_FORGET = "INSERT INTO fresh (source) VALUES (NULL)"
 _Entry = tuple[int, str, int, str, bytes]
+_Row = tuple[int, str, bytes]
 
 
 class OnlineStore:
@@ -44,14 +51,13 @@ class OnlineStore:
         self._lock = threading.Lock()
         self._writer = _connect(path)
         self._create()
-        self._reader = _connect(path)
-        self._ids: dict[str, int] = {}
+        self._memory = _Memory(_connect(path))
 
     def _create(self) -> None:
         with self._write() as writer:
             if writer.execute("PRAGMA user_version").fetchone()[0] == FORMAT:
                 return
-            for name in ("source", "known", "filled"):
+            for name in ("source", "known", "fresh", "filled"):
                 writer.execute(f"DROP TABLE IF EXISTS {name}")
             for statement in _SCHEMA.strip().split(";\n"):
                 writer.execute(statement)
@@ -75,11 +81,15 @@ class OnlineStore:
         Returns the number of entries that were new. Raises InvalidPipeline when a number's column holds something else.
         """
         with self._write() as writer:
-            before = writer.total_changes
+            entries: list[_Entry] = []
             for lookup in lookups:
                 if lookup.table == table:
-                    _insert(writer, _entries(_register(writer, lookup), lookup, rows))
-            return writer.total_changes - before
+                    entries += _entries(_register(writer, lookup), lookup, rows)
+            before = writer.total_changes
+            _insert(writer, entries)
+            stored = writer.total_changes - before
+            _note(writer, entries)
+            return stored
 
     def materialize(
         self, lookups: Sequence[Lookup], shards: Mapping[str, Sequence[ShardFile]], *, since: int | None = None
@@ -113,6 +123,7 @@ class OnlineStore:
             _insert(writer, _entries(source, lookup, {name: values[kept] for name, values in rows.items()}))
             stored = writer.total_changes - before
             writer.execute("INSERT OR REPLACE INTO filled VALUES (?, ?, ?)", (source, shard.sha256, since))
+            writer.execute(_FORGET)
             return stored
 
     def trim(self, before: int) -> int:
@@ -123,23 +134,72 @@ class OnlineStore:
                 done = writer.execute("DELETE FROM known WHERE source = ? AND known_at < ?", (source, before - reach))
                 dropped += done.rowcount
                 writer.execute("UPDATE filled SET since = max(since, ?) WHERE source = ?", (before - reach, source))
+            writer.execute(_FORGET)
             return dropped
 
     def spans(self, rows: Columns, times: NDArray[np.int64], lookup: Lookup) -> Spans:
         """For each of a few rows its history, as `TableHistory.spans` gives it."""
         blobs: list[bytes] = []
         bounds = [0]
-        source, over = self._source(lookup), span_us(lookup)
-        for entity, time in zip(_entities(rows, lookup.by), times.tolist(), strict=True):
-            if entity is not None and time != NO_TIME and source is not None:
-                blobs += [row[0] for row in self._reader.execute(_SELECT, (source, entity, time - over, time))]
-            bounds.append(len(blobs))
+        over = span_us(lookup)
+        with self._memory.current(lookup) as find:
+            for entity, time in zip(_entities(rows, lookup.by), times.tolist(), strict=True):
+                if entity is not None and time != NO_TIME:
+                    known = find(entity)
+                    start, stop = bisect_left(known, (time - over,)), bisect_left(known, (time,))
+                    blobs += [row[2] for row in known[start:stop]]
+                bounds.append(len(blobs))
         values = np.frombuffer(b"".join(blobs), dtype="<f8").reshape(-1, len(lookup.columns))
         edges = np.array(bounds, dtype=np.int64)
         return {name: np.ascontiguousarray(values[:, at]) for at, name in enumerate(lookup.columns)}, edges[:-1], edges[1:]
 
-    def _source(self, lookup: Lookup) -> int | None:
-        name = _name(lookup)
+    def close(self) -> None:
+        """Give the file back."""
+        self._memory.close()
+        self._writer.close()
+
+
+class _Memory:
+    """The rows of the entities that were asked for, each entity's sorted by known-at, tie and numbers."""
+
+    def __init__(self, reader: sqlite3.Connection) -> None:
+        self._reader = reader
+        self._lock = threading.Lock()
+        self._ids: dict[str, int] = {}
+        self._rows: dict[tuple[int, str], list[_Row]] = {}
+        self._version, self._position = -1, 0
+
+    @contextmanager
+    def current(self, lookup: Lookup) -> Iterator[Callable[[str], Sequence[Any]]]:
+        """Reads entities of a lookup, as of the newest commit of any process."""
+        with self._lock:
+            self._catch_up()
+            source = self._source(_name(lookup))
+            yield lambda entity: self._find((source, entity)) if source is not None else ()
+
+    def _catch_up(self) -> None:
+        version = self._reader.execute("PRAGMA data_version").fetchone()[0]
+        if version == self._version:
+            return
+        fresh = self._reader.execute(_FRESH, (self._position,)).fetchall()
+        if fresh and (fresh[0][0] != self._position + 1 or any(row[1] is None for row in fresh)):
+            self._rows.clear()
+        for _, source, entity, *row in fresh:
+            if (known := self._rows.get((source, entity))) is not None:
+                at = bisect_left(known, (entry := (row[0], row[1], row[2])))
+                if at == len(known) or known[at] != entry:
+                    known.insert(at, entry)
+        self._version, self._position = version, fresh[-1][0] if fresh else self._position
+
+    def _find(self, name: tuple[int, str]) -> list[_Row]:
+        known = self._rows.get(name)
+        if known is None:
+            if len(self._rows) >= MEMORY_ENTITIES:
+                self._rows.clear()
+            known = self._rows[name] = self._reader.execute(_SELECT, name).fetchall()
+        return known
+
+    def _source(self, name: str) -> int | None:
         if name not in self._ids:
             found = self._reader.execute("SELECT id FROM source WHERE name = ?", (name,)).fetchone()
             if found is None:
@@ -148,9 +208,7 @@ class OnlineStore:
         return self._ids[name]
 
     def close(self) -> None:
-        """Give the file back."""
         self._reader.close()
-        self._writer.close()
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -176,6 +234,15 @@ def _register(writer: sqlite3.Connection, lookup: Lookup) -> int:
 
 def _insert(writer: sqlite3.Connection, entries: list[_Entry]) -> None:
     writer.executemany("INSERT OR IGNORE INTO known VALUES (?, ?, ?, ?, ?)", entries)
+
+
+def _note(writer: sqlite3.Connection, entries: Sequence[_Entry]) -> None:
+    """Tell all readers. Many rows at once are not worth telling one by one: the readers then forget what they hold."""
+    if len(entries) > LOG_ROWS // 10:
+        writer.execute(_FORGET)
+    else:
+        writer.executemany("INSERT INTO fresh (source, entity, known_at, tie, numbers) VALUES (?, ?, ?, ?, ?)", entries)
+    writer.execute("DELETE FROM fresh WHERE seq <= (SELECT max(seq) FROM fresh) - ?", (LOG_ROWS,))
 
 
 def _entities(rows: Columns, by: Sequence[str]) -> list[str | None]:

@@ -16,6 +16,8 @@ _AT_ONCE = 1 << 20
 
 def last(values: Floats, start: Ints, stop: Ints) -> Floats:
     """The span's newest value, missing or not; NaN for an empty span."""
+    if len(start) == 1:
+        return np.array([values[stop[0] - 1] if stop[0] > start[0] else np.nan])
     full = stop > start
     found = np.full(len(start), np.nan)
     found[full] = values[stop[full] - 1]
@@ -24,15 +26,20 @@ def last(values: Floats, start: Ints, stop: Ints) -> Floats:
 
 def _present(values: Floats, start: Ints, stop: Ints) -> tuple[Floats, Ints, Ints]:
     """The spans over the values that are not missing."""
-    keep = ~np.isnan(values)
-    if keep.all():
+    missing = np.isnan(values)
+    if not missing.any():
         return values, start, stop
+    keep = ~missing
     position = np.concatenate(([0], np.cumsum(keep)))
     return values[keep], position[start], position[stop]
 
 
 def _reduce(function: Any, values: Floats, start: Ints, stop: Ints) -> Floats:
     """`function` over each non-empty span, NaN over empty ones."""
+    if len(start) == 1:  # one row, as in serving: the same operation on the same numbers, without the bookkeeping
+        span = values[start[0] : stop[0]]
+        with np.errstate(over="ignore", invalid="ignore"):
+            return np.asarray(function.reduceat(span, [0])) if len(span) else np.array([np.nan])
     found = np.full(len(start), np.nan)
     full = np.flatnonzero(stop > start)
     if not len(full):
@@ -57,8 +64,9 @@ def _sum(values: Floats, start: Ints, stop: Ints) -> Floats:
 
 def _mean(values: Floats, start: Ints, stop: Ints) -> Floats:
     values, start, stop = _present(values, start, stop)
-    count = (stop - start).astype(np.float64)
-    return _reduce(np.add, values, start, stop) / np.where(count == 0, np.nan, count)
+    total = _reduce(np.add, values, start, stop)
+    mean: Floats = total / np.maximum(stop - start, 1)
+    return mean
 
 
 def _std(values: Floats, start: Ints, stop: Ints) -> Floats:

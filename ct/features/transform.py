@@ -55,6 +55,19 @@ def numbers(rows: Columns, name: str) -> NDArray[np.float64]:
     return values
 
 
+def texts(rows: Columns, name: str) -> NDArray[Any]:
+    """A column as text, object [n] with None; whole numbers without a point. Raises InvalidPipeline for times."""
+    values = rows[name]
+    if values.dtype == object:
+        return values
+    made = np.empty(len(values), dtype=object)
+    made[:] = [
+        None if value != value else str(int(value)) if value.is_integer() else repr(value)
+        for value in numbers(rows, name).tolist()
+    ]
+    return made
+
+
 def key_text(rows: Columns, names: Sequence[str]) -> pa.Array:
     """Each row's values of `names` as one text, joined by "|"; a missing value is empty."""
     texts = [_arrow(rows[name]).cast(pa.string()).fill_null("") for name in names]

@@ -1,0 +1,184 @@
+"""Feature sets from shards: in parallel or not the same bytes, only what is new, nothing from the future, clear errors."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import worlds
+from test_online import reports, trips
+from worlds import FEATURES, HOUR, SKY, START, TRIPS, bits, shard, with_legs
+
+from ct.data.columns import NO_TIME, to_columns
+from ct.errors import InvalidPipeline, NotFound
+from ct.features.build import build, read
+from ct.features.declare import numeric
+from ct.features.transform import TableHistory, transform
+
+LINE = worlds.pipeline()
+STEP = 50 * HOUR
+
+
+def month(at: int) -> dict[str, np.ndarray]:
+    return with_legs(trips(200, start=START + at * STEP, seed=at))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards of trips, one of sky."""
+    return {
+        "trips": [shard(TRIPS, month(at), tmp_path / f"trips{at}.parquet") for at in range(3)],
+        "sky": [shard(SKY, reports(500), tmp_path / "sky.parquet")],
+    }
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def same(left, right) -> bool:
+    """Equal schema and values; any NaN equals any other."""
+    columns = [{name: bits(table[name].to_numpy()) for name in table.column_names} for table in (left, right)]
+    return left.schema == right.schema and columns[0] == columns[1]
+
+
+def test_a_feature_set_is_the_transformation_of_all_rows(shards, tmp_path):
+    made = build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    table = read(made)
+    whole = {name: np.concatenate([month(at)[name] for at in range(3)]) for name in month(0)}
+    expected = transform(FEATURES, whole, whole["leaves"], TableHistory({"trips": whole, "sky": reports(500)}))
+    found = to_columns(table.select(list(expected)))
+    assert {name: bits(values) for name, values in found.items()} == {name: bits(values) for name, values in expected.items()}
+    assert table["_key"].to_pylist() == whole["trip"].tolist()
+    assert table["_time"].to_pylist() == whole["leaves"].tolist()
+    label = table["_label"].to_numpy()
+    assert np.array_equal(np.isnan(label), np.isnan(whole["late"]))
+    assert np.array_equal(label == 1.0, whole["late"] > 1.0)
+    assert np.array_equal(table["_known_at"].to_numpy(), np.where(np.isnan(label), NO_TIME, whole["arrives"]))
+    assert table["segment:town"].to_pylist() == whole["town"].tolist()
+
+
+def test_ray_and_one_process_give_the_same_bytes(shards, tmp_path, ray_local):
+    one = build(LINE, shards, folder=tmp_path / "one", parallel=False)
+    many = build(LINE, shards, folder=tmp_path / "many", parallel=True)
+    assert one.digest == many.digest
+    assert contents(tmp_path / "one") == contents(tmp_path / "many")
+    assert len(contents(tmp_path / "one")) == 3
+    assert all(part.built for part in many.parts)
+
+
+def test_an_error_in_a_worker_is_ours(shards, tmp_path, ray_local):
+    wrong = worlds.pipeline(features=[numeric("legg")])
+    with pytest.raises(InvalidPipeline, match="did you mean 'leg'"):
+        build(wrong, shards, folder=tmp_path / "f", parallel=True)
+    assert contents(tmp_path / "f") == {}
+
+
+def test_only_new_shards_are_built(shards, tmp_path):
+    first = build(LINE, {**shards, "trips": shards["trips"][:2]}, folder=tmp_path / "f", parallel=False)
+    assert [part.built for part in first.parts] == [True, True]
+    second = build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    assert [part.built for part in second.parts] == [False, False, True]
+    assert second.parts[:2] == tuple(found_not_built(part) for part in first.parts)
+    assert [part.built for part in build(LINE, shards, folder=tmp_path / "f").parts] == [False] * 3
+
+
+def found_not_built(part):
+    return type(part)(**{**part.__dict__, "built": False})
+
+
+def test_a_late_shard_renews_just_what_it_touches(shards, tmp_path):
+    build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    # One more trip that arrives at the end of the second shard: within reach of the second and the third.
+    late = {name: values[:1] for name, values in trips(1, start=START + 2 * STEP - 2 * HOUR, seed=9).items()}
+    late = with_legs({**late, "arrives": late["leaves"] + HOUR // 2})
+    more = {**shards, "trips": [*shards["trips"], shard(TRIPS, late, tmp_path / "late.parquet")]}
+    made = build(LINE, more, folder=tmp_path / "f", parallel=False)
+    assert [part.built for part in made.parts] == [False, True, True, True]
+
+
+def test_the_order_of_arrival_does_not_matter(shards, tmp_path):
+    one = build(LINE, shards, folder=tmp_path / "one", parallel=False)
+    turned = {name: list(reversed(files)) for name, files in shards.items()}
+    other = build(LINE, turned, folder=tmp_path / "other", parallel=False)
+    assert one.digest == other.digest
+    assert contents(tmp_path / "one") == contents(tmp_path / "other")
+    assert same(read(one), read(other))
+
+
+def test_rows_in_a_window_come_in_order_of_time(shards, tmp_path):
+    made = build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    whole = read(made)
+    times = whole["_time"].to_numpy()
+    start, stop = START + 30 * HOUR, START + 60 * HOUR
+    part = read(made, start=start, stop=stop)
+    assert same(part, whole.filter((times >= start) & (times < stop)))
+    assert read(made, start=START - 9 * HOUR, stop=START).num_rows == 0
+    assert read(made, stop=START).schema == whole.schema
+
+
+def test_overlapping_shards_are_merged_in_order(tmp_path):
+    files = [shard(TRIPS, with_legs(trips(60, seed=seed)), tmp_path / f"{seed}.parquet") for seed in range(2)]
+    table = read(build(LINE, {"trips": files, "sky": []}, folder=tmp_path / "f", parallel=False))
+    rows = list(zip(table["_time"].to_pylist(), table["_key"].to_pylist(), strict=True))
+    assert rows == sorted(rows)
+    assert len(rows) == 120
+
+
+def test_no_part_changes_when_the_future_does(shards, tmp_path):
+    """The leak test on whole files: perturb every value that became known after a moment, in every table; rows up to it keep every bit."""
+    moment = START + STEP + 20 * HOUR
+    rng = np.random.default_rng(5)
+    shaken = {"trips": [], "sky": []}
+    for name, table, known_at in (("trips", TRIPS, "arrives"), ("sky", SKY, "seen_at")):
+        for at, file in enumerate(shards[name]):
+            columns = to_columns(pq.read_table(file.path))
+            future = columns[known_at] >= moment
+            for column in ("late", "wind", "rain"):
+                if column in columns:
+                    columns[column] = np.where(future, rng.normal(100, 9, len(future)), columns[column])
+            shaken[name].append(shard(table, columns, tmp_path / f"shaken-{name}{at}.parquet"))
+    before, after = (
+        read(build(LINE, files, folder=tmp_path / folder, parallel=False))
+        for folder, files in (("before", shards), ("after", shaken))
+    )
+    names = [column.name for column in LINE.outputs]
+    past = before["_time"].to_numpy() <= moment
+    for name in names:
+        old, new = (to_columns(table.select([name]))[name] for table in (before, after))
+        assert bits(old[past]) == bits(new[past]), name
+    moved = [name for name in names if bits(before[name].to_numpy()) != bits(after[name].to_numpy())]
+    assert {"late_mean_by_town_6h", "sky_wind"} <= set(moved), "the perturbation must reach later rows, else it proves nothing"
+
+
+def test_a_pipeline_with_no_history_yet(tmp_path):
+    made = build(LINE, {"trips": [shard(TRIPS, month(0), tmp_path / "a.parquet")]}, folder=tmp_path / "f", parallel=False)
+    assert np.isnan(read(made)["sky_wind"].to_numpy()).all()
+
+
+def test_numbers_can_be_segments(shards, tmp_path):
+    table = read(build(worlds.pipeline(segments=["leg"]), shards, folder=tmp_path / "f", parallel=False))
+    assert table["segment:leg"][0].as_py() == repr(month(0)["leg"][0].item())
+
+
+def test_no_shards_at_all(tmp_path):
+    made = build(LINE, {"trips": [], "sky": []}, folder=tmp_path / "f", parallel=False)
+    with pytest.raises(NotFound, match="no parts"):
+        read(made)
+
+
+def test_a_half_written_part_is_never_taken_for_a_part(shards, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ct.features.build.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    monkeypatch.undo()
+    assert not list((tmp_path / "f").glob("[!.]*.parquet"))
+    made = build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    assert all(part.built for part in made.parts)
+    shutil.rmtree(tmp_path / "f")
