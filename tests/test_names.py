@@ -1,0 +1,54 @@
+"""The public names. A change here is a change of the API: say so in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import pytest
+
+import ct
+
+NAMES = [
+    "BlueGreen",
+    "Canary",
+    "CtError",
+    "Drift",
+    "Every",
+    "Gate",
+    "Label",
+    "NewData",
+    "NotNull",
+    "OneOf",
+    "Pipeline",
+    "Search",
+    "Shadow",
+    "Steady",
+    "Table",
+    "Torch",
+    "Unique",
+    "Within",
+    "auc",
+    "category",
+    "cyclic",
+    "ece",
+    "error_rate",
+    "latency",
+    "latest",
+    "models",
+    "numeric",
+    "quality",
+    "window",
+]
+
+
+def test_public_names_are_frozen() -> None:
+    assert sorted(ct.__all__) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_name_is_there_and_documented(name: str) -> None:
+    assert (getattr(ct, name).__doc__ or "").strip(), f"ct.{name} has no docstring"
+
+
+def test_dir_and_unknown_names() -> None:
+    assert sorted(dir(ct)) == NAMES
+    with pytest.raises(AttributeError, match="Pipelin"):
+        ct.Pipelin  # noqa: B018
