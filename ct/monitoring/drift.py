@@ -12,6 +12,7 @@ from ct.data.profile import Categories, Numbers, Profile
 from ct.errors import InvalidSettings
 
 Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
 
 EXPECTED = 5.0
 """Bins are pooled until the smaller side may expect so many rows in each: below, the chi-square law does not hold."""
@@ -74,7 +75,7 @@ def _column(name: str, reference: Profile, current: Profile, floor: float) -> Fe
     counts = _counts(before, now)
     if counts is None:
         return replace(row, note="not compared: counted on other bins, profile it like the reference")
-    p, q = _pooled(*counts, ordered=row.kind == "number")
+    p, q = _pooled(*counts, ordered=row.kind == "number", tracked=_tracked_from(before))
     n, m = int(p.sum()), int(q.sum())
     if not n or not m:
         return replace(row, note="not compared: no rows")
@@ -116,17 +117,29 @@ def _counts(before: Numbers | Categories, now: Numbers | Categories) -> tuple[Fl
     return np.array(old, np.float64), np.array(new, np.float64)
 
 
-def _pooled(old: Floats, new: Floats, *, ordered: bool) -> tuple[Floats, Floats]:
+def _tracked_from(before: Numbers | Categories) -> float:
+    """Rows in the reference from which on a value has surely its own bin: 2 standard errors above the rarest that has one.
+
+    Nearer to that cut, values have a bin because they happened to be frequent in the reference, and would seem to have become rarer.
+    """
+    if isinstance(before, Numbers) or not before.other:
+        return 0.0
+    least = min(before.counts.values(), default=0)
+    return least + 2 * math.sqrt(least)
+
+
+def _pooled(old: Floats, new: Floats, *, ordered: bool, tracked: float) -> tuple[Floats, Floats]:
     """The counts with thin bins joined, until the smaller side may expect EXPECTED rows in each.
 
-    Ordered bins join their neighbour. Values of a category join each other: only values that the reference happened to hold have a bin,
-    so rare ones beside "other" would always seem to have become rarer.
+    Ordered bins join their neighbour. Rare values of a category join "other": only values that the reference happened to hold have a
+    bin, so beside "other" they would always seem to have become rarer.
     """
     n, m = old.sum(), new.sum()
     if not n or not m:
         return old, new
-    expected = min(n, m) * (old / n + new / m) / 2
-    groups = _neighbours(expected) if ordered else _rare_together(expected)
+    share = (old / n + new / m) / 2
+    expected = min(n, m) * share
+    groups = _neighbours(expected) if ordered else _rare_together(expected, expected >= EXPECTED, share * n >= tracked)
     pooled = np.zeros((2, groups.max() + 1))
     np.add.at(pooled[0], groups, old)
     np.add.at(pooled[1], groups, new)
@@ -143,15 +156,16 @@ def _neighbours(expected: Floats) -> NDArray[np.int64]:
     return np.minimum(groups, max(group - 1, 0))  # what is left over at the end is too thin to stand alone
 
 
-def _rare_together(expected: Floats) -> NDArray[np.int64]:
-    """A group for each frequent value and the last one for all others; a thin last group joins the rarest frequent value."""
-    frequent = expected >= EXPECTED
+def _rare_together(expected: Floats, common: Mask, tracked: Mask) -> NDArray[np.int64]:
+    """A group for each frequent value, for missing, and the last one for rare and other values; if thin, it joins the rarest frequent value.
+
+    `expected` has the values, then "other", then missing.
+    """
+    frequent = common & tracked
+    frequent[-2:] = False, common[-1]
     groups = np.where(frequent, np.cumsum(frequent) - 1, frequent.sum())
-    if frequent.any() and 0 < expected[~frequent].sum() < EXPECTED:
-        rarest = int(np.argmin(np.where(frequent, expected, np.inf)))
-        groups[~frequent] = groups[rarest]
-    elif frequent.any():
-        groups = np.where(expected == 0, 0, groups)  # an empty group would count as a degree of freedom
+    if frequent.any() and expected[~frequent].sum() < EXPECTED:
+        groups[~frequent] = groups[int(np.argmin(np.where(frequent, expected, np.inf)))]
     return groups.astype(np.int64)
 
 
