@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -101,9 +102,10 @@ def decide(gate: Gate, candidate: Evaluation, champion: Evaluation | None, diffe
     """Judge a candidate. `difference` is the paired interval of candidate minus champion in AUROC on the same rows.
 
     Without a champion the candidate must beat the base rate: a log loss below that of always saying the base rate.
-    A metric that is not a number is an error, never a pass.
+    A needed metric that is missing or no number is an error, never a pass.
     """
-    unknown = [name for name, value in candidate.metrics.items() if value != value]
+    needed = [floor.metric for floor in gate.floors] + ["auroc", "log_loss", "base_log_loss"]
+    unknown = [name for name in needed if not math.isfinite(candidate.metrics.get(name, math.nan))]
     if unknown or (champion is not None and (difference is None or champion.rows != candidate.rows)):
         return Verdict("error", (f"not measured: {unknown or 'the difference on the same rows'}",))
     faults = tuple(fault for floor in gate.floors if (fault := floor.fault(candidate.metrics)))

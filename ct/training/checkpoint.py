@@ -37,7 +37,7 @@ def save(folder: Path, state: Checkpoint) -> None:
     attempt = folder / f"step-{state.step:09}-{secrets.token_hex(4)}"
     attempt.mkdir(parents=True)
     file = attempt / "state.safetensors"
-    save_file({name: np.ascontiguousarray(value) for name, value in state.tensors.items()}, file)
+    save_file({name: np.asarray(value, order="C") for name, value in state.tensors.items()}, file)
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
     manifest = {"key": state.key, "step": state.step, "sha256": sha256_file(file), "history": list(state.history)}
@@ -70,7 +70,7 @@ def newest(folder: Path, key: str) -> Checkpoint | None:
 def digest(tensors: Tensors) -> str:
     """SHA-256 over names, types, shapes and bytes, in order of name."""
     parts = [
-        [name, str(value.dtype), list(value.shape), sha256(np.ascontiguousarray(value).tobytes())]
+        [name, str(value.dtype), list(value.shape), sha256(np.asarray(value, order="C").tobytes())]
         for name, value in sorted(tensors.items())
     ]
     return sha256(canonical(parts))

@@ -30,7 +30,7 @@ class TrainingSet:
 
     def digest(self) -> str:
         """SHA-256 over every value and shape."""
-        hashes = [sha256(np.ascontiguousarray(getattr(self, name)).tobytes()) for name in _ARRAYS]
+        hashes = [sha256(np.asarray(getattr(self, name), order="C").tobytes()) for name in _ARRAYS]
         return sha256(canonical([hashes, [list(getattr(self, name).shape) for name in _ARRAYS], list(self.cardinalities)]))
 
     def save(self, folder: Path) -> Path:
@@ -40,7 +40,7 @@ class TrainingSet:
         for name in _ARRAYS:
             part = folder / f".{name}.npy"
             with part.open("wb") as file:
-                np.save(file, np.ascontiguousarray(getattr(self, name)))
+                np.save(file, np.asarray(getattr(self, name), order="C"))
             os.replace(part, folder / f"{name}.npy")
         (folder / "set.json").write_text(json.dumps({"cardinalities": list(self.cardinalities), "digest": self.digest()}))
         return folder

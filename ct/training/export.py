@@ -25,7 +25,7 @@ def files(trained: Trained, model: Torch, *, spec: bytes, encoder: bytes, golden
 
     Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6.
     """
-    weights = {name: np.ascontiguousarray(value) for name, value in trained.weights.items()}
+    weights = {name: np.asarray(value, order="C") for name, value in trained.weights.items()}
     cardinalities = [int(count) for count in golden["cardinalities"]]
     graph, scores = warm.call(
         _onnx, *pickled(model), weights, cardinalities, np.asarray(golden["numeric"]), np.asarray(golden["category"])
