@@ -1,7 +1,8 @@
-"""cluster.yaml is what Ray's cluster launcher takes."""
+"""cluster.yaml is what Ray's cluster launcher takes, serve_configs are what Serve takes."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,3 +48,19 @@ def test_its_images_carry_the_locked_ray(cluster: dict[str, Any]) -> None:
     ray = next(line for line in lock if line.startswith("ray==")).removeprefix("ray==")
     images = [cluster["docker"]["image"], cluster["available_node_types"]["gpu"]["docker"]["worker_image"]]
     assert all(f"ray:{ray}-" in image for image in images)
+
+
+@pytest.mark.parametrize("name", ["local", "production"])
+def test_serve_takes_the_configs(name: str) -> None:
+    from ray.serve.schema import ServeDeploySchema
+
+    from ct.serving.app import AppArgs
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load((ROOT / "serve_configs" / f"{name}.yaml").read_text()))
+    pipeline = re.search(r'name="(.+?)"', (ROOT / "examples" / "flights.py").read_text())
+    assert pipeline
+    for application in config.applications:
+        assert application.import_path == "ct.serving.app:build"
+        assert application.name == AppArgs(**application.args).endpoint == pipeline[1]
+        assert {deployment.name for deployment in application.deployments} <= {"endpoint"}
+    assert config.http_options.request_timeout_s is not None

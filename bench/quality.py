@@ -1,0 +1,188 @@
+"""Is the model as good as a strong reference on the same features? For each month from April to December of the demo's flights: our pipeline's
+model and LightGBM, both trained on all earlier months, both judged on that month. `--quick` takes three of the months.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / "examples"))
+
+Columns = Mapping[str, NDArray[Any]]
+
+
+def main() -> None:
+    """Measure and print; the last line is the result as JSON."""
+    quick = "--quick" in sys.argv
+    home = Path(tempfile.mkdtemp(prefix="ctq", dir="/tmp"))
+    try:
+        print(json.dumps(_measure(home, (4, 7, 10) if quick else range(4, 13))))
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _measure(home: Path, months: Any) -> dict[str, Any]:
+    import ray
+
+    from ct.evaluation.metrics import metrics
+    from ct.pipeline import load
+
+    line = load(str(ROOT / "examples" / "flights.py"))
+    ray.init(
+        num_cpus=2, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False, _temp_dir=str(home / "ray")
+    )
+    columns, label, month = _features(line, home)
+    ours, theirs, eces = [], [], []
+    for judged in months:
+        train, judge = month < judged, month == judged
+        begun = time.monotonic()
+        found = metrics(_ours(line, columns, label, train, judge, home, judged), label[judge], 0.5)
+        middle = time.monotonic()
+        other = metrics(_lightgbm(columns, label, train, judge), label[judge], 0.5)
+        ours.append(found["auroc"])
+        theirs.append(other["auroc"])
+        eces.append(found["ece"])
+        print(
+            f"2013-{judged:02}: {train.sum():,} rows; ours AUROC {ours[-1]:.4f}, ECE {eces[-1]:.4f} in {middle - begun:.0f} s; "
+            f"LightGBM AUROC {theirs[-1]:.4f}, ECE {other['ece']:.4f} in {time.monotonic() - middle:.0f} s",
+            flush=True,
+        )
+    ray.shutdown()
+    figures = {
+        "auroc_minus_lightgbm": float(np.mean(ours) - np.mean(theirs)),
+        "auroc": float(np.mean(ours)),
+        "auroc_lightgbm": float(np.mean(theirs)),
+        "auroc_lowest": min(ours),
+        "ece": float(np.mean(eces)),
+        "ece_highest": max(eces),
+    }
+    return {
+        "bench": "quality",
+        "figures": {name: round(value, 4) for name, value in figures.items()},
+        "goals": {"auroc_minus_lightgbm": [">=", -0.003], "auroc": [">=", 0.70], "ece": ["<=", 0.05]},
+        "conditions": {
+            "rows": len(label),
+            "months": list(months),
+            "cores": os.cpu_count(),
+            "versions": {"python": platform.python_version()}
+            | {name: version(name) for name in ("torch", "lightgbm", "ray", "numpy")},
+        },
+    }
+
+
+def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDArray[np.int64]]:
+    """Every labelled row's features, label, and month by New York's calendar, through ingest and the feature build."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    import shards
+    from ct import settings
+    from ct.data import catalog
+    from ct.data.columns import to_columns
+    from ct.data.ingest import ingest
+    from ct.data.tables import Warehouse
+    from ct.features import build
+    from ct.store.artifacts import Artifacts
+    from ct.store.journal import Journal
+
+    place = settings.load(home, environ={})
+    journal, artifacts, warehouse = Journal(place.database), Artifacts(place.artifacts), Warehouse(place)
+    begun = time.monotonic()
+    for name, files in shards.write(home / "shards").items():
+        table = next(table for table in line.all_tables if table.name == name)
+        for path in files.values():
+            outcome = ingest(path, table, settings=place, journal=journal, warehouse=warehouse, artifacts=artifacts)
+            if outcome.kind != "published":
+                raise SystemExit(f"{path.name} was not published: {outcome.reasons}")
+    print(f"24 shards landed in {time.monotonic() - begun:.0f} s", flush=True)
+    begun = time.monotonic()
+    published = {table.name: list(catalog.published(journal, table.name)) for table in line.all_tables}
+    made = build.build(line, published, folder=home / "features")
+    parts = [(int(part.shard[-2:]), pq.read_table(part.path)) for part in made.parts]
+    month = np.concatenate([np.full(rows.num_rows, number) for number, rows in parts])
+    whole = pa.concat_tables([rows for _, rows in parts])
+    print(f"{whole.num_rows:,} rows of {len(line.outputs)} features built in {time.monotonic() - begun:.0f} s", flush=True)
+    label = whole["_label"].to_numpy()
+    known = ~np.isnan(label)
+    columns = to_columns(whole.select([column.name for column in line.outputs]))
+    return _take(columns, known), label[known], month[known]
+
+
+def _take(columns: Columns, rows: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def _ours(
+    line: Any,
+    columns: Columns,
+    label: NDArray[np.float64],
+    train: NDArray[np.bool_],
+    judge: NDArray[np.bool_],
+    home: Path,
+    month: int,
+) -> NDArray[np.float64]:
+    """Scores of the pipeline's own model, trained by Ray Train as `ct train` does it."""
+    import torch
+
+    from ct.features.encode import Encoder
+    from ct.training import trainer
+    from ct.training.data import TrainingSet
+
+    seen, asked = _take(columns, train), _take(columns, judge)
+    encoder = Encoder.fit(seen, line.outputs)
+    numbers, categories = encoder.numeric(seen), encoder.category(seen)
+    cardinalities = tuple(encoder.cardinalities)
+    folder = TrainingSet(numbers, categories, label[train].astype(np.float32), cardinalities).save(home / f"set-{month}")
+    model = line.model.resolved({})
+    trained = trainer.train(folder, model, run=f"quality-{month}", storage=home / "runs", checkpoints=False)
+    module = model.model(numeric=numbers.shape[1], cardinalities=list(cardinalities), **model.options)
+    module.load_state_dict({name: torch.tensor(value) for name, value in trained.weights.items()})
+    with torch.no_grad():
+        logits = module.eval()(torch.tensor(encoder.numeric(asked)), torch.tensor(encoder.category(asked)))
+    return np.asarray(torch.sigmoid(logits.double()).numpy(), np.float64)
+
+
+def _lightgbm(
+    columns: Columns, label: NDArray[np.float64], train: NDArray[np.bool_], judge: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Scores of gradient boosted trees with settings that a competent engineer would start from."""
+    import lightgbm as lgb
+
+    texts = [name for name, values in columns.items() if values.dtype == object]
+    made = [
+        np.unique(values.astype(str), return_inverse=True)[1].astype(np.float64) if name in texts else values
+        for name, values in columns.items()
+    ]
+    matrix = np.column_stack(made)
+    data = lgb.Dataset(matrix[train], label[train], categorical_feature=[list(columns).index(name) for name in texts])
+    settings = {
+        "objective": "binary",
+        "num_leaves": 63,
+        "learning_rate": 0.05,
+        "min_child_samples": 100,
+        "feature_fraction": 0.7,
+        "bagging_fraction": 0.8,
+        "bagging_freq": 1,
+        "num_threads": 2,
+        "seed": 7,
+        "verbose": -1,
+    }
+    return np.asarray(lgb.train(settings, data, num_boost_round=200).predict(matrix[judge]), np.float64)
+
+
+if __name__ == "__main__":
+    main()
