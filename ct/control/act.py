@@ -16,7 +16,8 @@ from ct.data import catalog
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.errors import Conflict, CtError, NotFound, TrainingFailed
-from ct.features.online import OnlineStore, lookups_of
+from ct.features.online import OnlineStore
+from ct.features.transform import lookups_of
 from ct.ids import sha256_file
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
@@ -60,7 +61,7 @@ class Actor:
     def serving(self) -> Serving:
         """The endpoint's control side, on the cluster that serves."""
         self.ensure_ray()
-        return Serving(self.settings)
+        return Serving(self.settings, self.pipeline.name)
 
     def ensure_ray(self) -> None:
         """Connect to the cluster of the settings, of the job, or that ct started here; else start Ray in this process."""
@@ -224,7 +225,7 @@ class Actor:
             local.start(self.settings)
         self.materialize()
         on_step("starting the endpoint")
-        self.serving.deploy(self.pipeline.name)
+        self.serving.deploy()
         self._activate(route)
         return route
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ct.errors import Corrupt
 from ct.features.declare import from_spec
 from ct.features.encode import Encoder
-from ct.features.transform import transform
+from ct.features.transform import lookups_of, transform
 from ct.pipeline import Columns, Feature, History, Lookup
 from ct.registry import files
 from ct.registry.files import ModelSpec
@@ -58,7 +58,7 @@ class Predictor:
     @property
     def lookups(self) -> tuple[Lookup, ...]:
         """The histories that the features read, each once."""
-        return tuple(dict.fromkeys(lookup for feature in self.features for lookup in feature.lookups()))
+        return lookups_of(self.features)
 
     def transform(self, rows: Columns, times: NDArray[np.int64], history: History) -> dict[str, NDArray[Any]]:
         """The feature columns of n rows at `times` [n] (microseconds UTC)."""
@@ -85,10 +85,11 @@ class Predictor:
         return {node.name: given[node.name] for node in self.session.get_inputs()}
 
     def _check(self, golden: Mapping[str, Any]) -> None:
-        columns: dict[str, NDArray[Any]] = {
-            **{scale.name: np.array(golden["features"][scale.name], dtype=np.float64) for scale in self.encoder.scales},
-            **{v.name: np.array(golden["features"][v.name], dtype=object) for v in self.encoder.vocabularies},
-        }
+        values, columns = golden["features"], dict[str, NDArray[Any]]()
+        for scale in self.encoder.scales:
+            columns[scale.name] = np.array(values[scale.name], dtype=np.float64)
+        for vocabulary in self.encoder.vocabularies:
+            columns[vocabulary.name] = np.array(values[vocabulary.name], dtype=object)
         expected = np.array(golden["score"], dtype=np.float64)
         found = self.score_features(columns)
         gap = float(np.abs(found - expected).max(initial=0.0)) if found.shape == expected.shape else float("inf")
