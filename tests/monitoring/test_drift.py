@@ -37,7 +37,7 @@ def against(before: dict[str, np.ndarray], now: dict[str, np.ndarray], **options
 @pytest.mark.parametrize(("n", "m"), SIZES)
 def test_equal_samples_do_not_drift(n: int, m: int) -> None:
     rng = np.random.default_rng(n + m)
-    rounds = 200 if max(n, m) < 1000 else 60 if max(n, m) < 10_000 else 20
+    rounds = 100 if max(n, m) < 10_000 else 10
     alarms, effects = 0, []
     for _ in range(rounds):
         found = against(columns(rng, n), columns(rng, m))
@@ -65,12 +65,12 @@ def test_the_share_of_false_alarms_at_the_floor_itself_stays_near_alpha(n: int, 
     rng, q = np.random.default_rng(3), 0.39524
     p = 0.3
     assert np.sqrt(((p - q) ** 2 / (p + q) + (p - q) ** 2 / (2 - p - q)) / 2) == pytest.approx(0.1, abs=5e-4)
-    rounds = 1000
+    rounds = 1000 if n < 10_000 else 200
     alarms = 0
     for _ in range(rounds):
         before, now = (rng.random(n) < p).astype(float), (rng.random(m) < q).astype(float)
         alarms += against({"flag": before}, {"flag": now}, alpha=0.05)["flag"].drifted
-    assert alarms / rounds <= 0.05 + 0.02
+    assert alarms / rounds <= 0.05 + 2.5 * np.sqrt(0.05 * 0.95 / rounds)
 
 
 def test_a_small_move_of_many_rows_is_no_drift() -> None:
