@@ -66,24 +66,30 @@ def _csv(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
 
 
 def _jsonl(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
-    table = pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=pa.schema(list(types.items()))))
-    if types:
-        return _without_absent(table, path, types)
-    for at, field in enumerate(table.schema):
-        if pa.types.is_string(field.type):
-            try:  # JSON has no type for times; a column of nothing but zoned times is one, as in CSV
-                table = table.set_column(at, field.name, table[field.name].cast(TIME))
+    # pyarrow's JSON reader takes a time without a zone for UTC, so times are read as text and converted here.
+    asked = {name: pa.string() if type_ == TIME else type_ for name, type_ in types.items()}
+    table = _json_lines(path, asked)
+    if guessed := [field.name for field in table.schema if pa.types.is_timestamp(field.type)]:
+        table = _json_lines(path, {**asked, **dict.fromkeys(guessed, pa.string())})
+    for at, name in enumerate(table.column_names):
+        if types.get(name) == TIME:
+            table = table.set_column(at, name, table[name].cast(TIME))
+        elif name not in types and pa.types.is_string(table[name].type):
+            try:  # a column of nothing but zoned times is one, as in CSV
+                table = table.set_column(at, name, table[name].cast(TIME))
             except pa.ArrowInvalid:
                 continue
-    return table
+    return _without_absent(table, path, types)
+
+
+def _json_lines(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    return pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=pa.schema(list(types.items()))))
 
 
 def _without_absent(table: pa.Table, path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     """Without the columns that no line names: an explicit schema makes pyarrow add them, full of nulls."""
     empty = [name for name in types if table[name].null_count == table.num_rows]
-    if not empty:
-        return table
-    named = set(pa_json.read_json(path).column_names)
+    named = set(_json_lines(path, {}).column_names) if empty else set()
     return table.drop_columns([name for name in empty if name not in named])
 
 

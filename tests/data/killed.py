@@ -1,0 +1,78 @@
+"""Run as a script: ingests a file in one forked process after the other, the n-th of which is killed (SIGKILL) at its n-th step.
+
+`killed.py FILE FOLDER` uses the project folder FOLDER/n for the n-th, stops once one comes through, and prints how many were killed.
+A step is the moment before and the moment after each call that changes something outside the process.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pyiceberg.catalog.sql import SqlCatalog
+
+sys.path.insert(0, str(Path(__file__).parent))
+from conftest import Place
+
+from ct.data.tables import Warehouse
+from ct.store.artifacts import Artifacts
+from ct.store.journal import Journal
+
+CALLS = [
+    (Warehouse, "stage"),
+    (SqlCatalog, "create_table"),
+    (SqlCatalog, "commit_table"),
+    (Artifacts, "put"),
+    (Journal, "append"),
+    (shutil, "copyfile"),
+    (os, "replace"),
+]
+
+
+def kill_at(step: int) -> None:
+    """Let this process kill itself when it reaches `step`, counted from 1."""
+    passed = 0
+
+    def tick() -> None:
+        nonlocal passed
+        passed += 1
+        if passed == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def counted(call: Callable[..., Any], last: bool) -> Callable[..., Any]:
+        def around(*args: Any, **kwargs: Any) -> Any:
+            tick()
+            result = call(*args, **kwargs)
+            if last:
+                tick()
+            return result
+
+        return around
+
+    for owner, name in CALLS:
+        setattr(owner, name, counted(getattr(owner, name), last=owner is Journal))
+
+
+def main(file: Path, folder: Path) -> None:
+    step, killed = 0, True
+    while killed:
+        step += 1
+        child = os.fork()
+        if child == 0:
+            kill_at(step)
+            Place.at(folder / str(step)).ingest(file)
+            os._exit(0)
+        _, status = os.waitpid(child, 0)
+        killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
+        if not killed and status:
+            sys.exit(f"the process that was to be killed at step {step} ended with {status}")
+    print(step - 1)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
