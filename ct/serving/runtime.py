@@ -81,7 +81,7 @@ class Predictor:
         return self.score_features(columns), columns
 
     def _inputs(self, numeric: NDArray[np.float32], category: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        given = {"numeric": numeric, "category": category}
+        given: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category}
         return {node.name: given[node.name] for node in self.session.get_inputs()}
 
     def _check(self, golden: Mapping[str, Any]) -> None:

@@ -1,0 +1,58 @@
+"""A version's files become a predictor, or are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny import FEATURES, ROW, Project, model_files
+
+from ct.data.columns import from_rows
+from ct.errors import Corrupt
+from ct.features.online import OnlineStore
+from ct.registry import files
+from ct.serving.runtime import Predictor
+
+
+def test_scores_rows_with_their_history(tmp_path: Path) -> None:
+    predictor, store = Predictor.load(model_files("v1")), OnlineStore(tmp_path / "online.db")
+    rows = from_rows([ROW], predictor.spec.request)
+    times = rows["leaves"]
+    before, features = predictor.score(rows, times, store)
+    late = FEATURES[2].outputs()[0].name
+    assert np.isnan(features[late][0])
+    fresh = {**ROW, "trip": "t0", "late": 40.0, "leaves": "2024-05-01T07:00:00Z", "arrives": "2024-05-01T08:00:00Z"}
+    store.push(predictor.lookups, "trips", from_rows([fresh], predictor.spec.observe["trips"]))
+    after, features = predictor.score(rows, times, store)
+    assert features[late][0] == 40.0
+    assert after[0] > before[0]
+
+
+def test_many_rows_score_as_one_by_one() -> None:
+    predictor = Predictor.load(model_files("v1"))
+    columns = {"distance": np.arange(500.0), "line": np.array(["A", "B", None, "?"] * 125, dtype=object)}
+    columns[FEATURES[2].outputs()[0].name] = np.arange(500.0) - 100
+    together = predictor.score_features(columns)
+    alone = [predictor.score_features({name: values[at : at + 1] for name, values in columns.items()})[0] for at in range(500)]
+    assert together.tolist() == alone
+    assert predictor.score_features({name: values[:0] for name, values in columns.items()}).shape == (0,)
+
+
+def test_golden_rows_that_come_out_differently_are_refused() -> None:
+    made = model_files("v1")
+    golden = json.loads(made[files.GOLDEN])
+    golden["score"][0] += 1e-3
+    with pytest.raises(Corrupt, match="golden rows of v1"):
+        Predictor.load({**made, files.GOLDEN: json.dumps(golden).encode()})
+
+
+def test_a_changed_byte_is_refused(project: Project) -> None:
+    arm = project.version("v1")
+    graph = project.artifacts.path(project.artifacts.manifest(arm.manifest)[files.ONNX])
+    data = bytearray(graph.read_bytes())
+    data[-1] ^= 1
+    graph.write_bytes(data)
+    with pytest.raises(Corrupt):
+        files.fetch(project.artifacts, arm.manifest)
