@@ -9,7 +9,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ct.errors import TrainingFailed
+from ct.errors import CtError, TrainingFailed
 from ct.ids import fingerprint
 from ct.training import checkpoint, warm
 from ct.training.declare import Torch, pickled, unpickled
@@ -108,7 +108,28 @@ def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints:
             worker_runtime_env={"env_vars": dict(ENVIRONMENT)},
         ),
     )
-    return trainer.fit().return_value
+    try:
+        return trainer.fit().return_value
+    except Exception as error:
+        raise _failed(error) from error
+
+
+def _failed(error: BaseException) -> CtError:
+    """What stopped a run, from inside Ray's wrappings: an error of `ct` as it is, anything else as a failed training."""
+    seen = error
+    for _ in range(10):
+        failures = getattr(seen, "worker_failures", None)
+        inner = next(iter(failures.values())) if failures else getattr(seen, "cause", None) or seen.__cause__
+        if isinstance(seen, CtError) or inner is None:
+            break
+        seen = inner
+    if isinstance(seen, CtError):
+        return seen
+    return TrainingFailed(
+        f"training stopped with {type(seen).__name__}: {seen}",
+        "a run to its end",
+        "mend the cause and call it again; it goes on",
+    )
 
 
 def _worker(config: dict[str, Any]) -> Any:

@@ -26,7 +26,7 @@ def test_a_sweep_tells_its_trials_and_goes_on_where_it_was(tmp_path: Path) -> No
     train, judge = save(tmp_path / "train", 1), save(tmp_path / "judge", 2)
     model = Torch(DelayNet, epochs=2, batch=256, lr=Search(choices=[1e-2, 1e-5, 1e30]))
     told: list[Trial] = []
-    found = sweep(train, judge, model, trials=3, seed=1, parallel=2, on_trial=told.append, done={})
+    found = sweep(train, judge, model, trials=3, seed=1, parallel=1, on_trial=told.append, done={})
     by_rate = {trial.params["lr"]: trial for trial in found}
     assert {trial.params["lr"] for trial in told} == {1e-2, 1e-5, 1e30}
     assert by_rate[1e30].state == "failed"
@@ -34,5 +34,5 @@ def test_a_sweep_tells_its_trials_and_goes_on_where_it_was(tmp_path: Path) -> No
 
     done = {sha256(canonical(dict(trial.params))): trial.metric for trial in found}
     told.clear()
-    assert sweep(train, judge, model, trials=3, seed=1, parallel=2, on_trial=told.append, done=done) == found
+    assert sweep(train, judge, model, trials=3, seed=1, parallel=1, on_trial=told.append, done=done) == found
     assert told == []

@@ -136,6 +136,14 @@ def test_odd_values_end_the_run_with_an_error(tmp_path: Path) -> None:
         trainer.train(tmp_path / "set", replace(MODEL, epochs=1), run="odd", storage=tmp_path)
 
 
+def test_an_error_inside_the_users_module_is_reported(tmp_path: Path) -> None:
+    odd = rows(2_000)
+    odd.category[1_000, 2] = 10**6
+    odd.save(tmp_path / "set")
+    with pytest.raises(TrainingFailed, match="IndexError: index out of range"):
+        trainer.train(tmp_path / "set", replace(MODEL, epochs=1), run="odd", storage=tmp_path)
+
+
 def test_a_wrong_option_names_the_users_error(folder: Path, tmp_path: Path) -> None:
     wrong = replace(MODEL, options={"widht": 3})
     with pytest.raises(TrainingFailed, match="widht"):
