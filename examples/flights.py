@@ -4,29 +4,39 @@ import ct
 from delay_model import DelayNet
 
 flights = ct.Table(
-    "flights", key="flight_id", time="scheduled_departure", owner="ops",
-    checks=[ct.NotNull("carrier", "origin", "dest"), ct.Within("distance", 1, 6000), ct.Steady("distance", by=("origin", "dest")), ct.Unique("flight_id")],
-)  # fmt: skip
+    "flights",
+    key="flight_id",
+    time="scheduled_departure",
+    owner="ops",
+    checks=[
+        ct.NotNull("carrier", "origin", "dest"),
+        ct.Within("distance", 1, 6000),
+        ct.Steady("distance", by=("origin", "dest")),
+        ct.Unique("flight_id"),
+    ],
+)
 weather = ct.Table("weather", key="origin", time="observed_at", owner="met", checks=[ct.NotNull("origin")])
-landed = {"known_at": "arrival_time"}
 
 pipeline = ct.Pipeline(
     name="flight-delay",
     owner="ops",
     table=flights,
     tables=[weather],
-    label=ct.Label("arr_delay", above=15, known_at="arrival_time"),
+    label=ct.Label("arr_delay", above=15, known_at="arrival_time"),  # the truth is known once the flight has landed
     features=[
         ct.numeric("distance", "scheduled_minutes"),
         ct.category("carrier", "origin", "dest"),
         ct.cyclic("scheduled_departure", "hour", "weekday", tz="America/New_York"),
-        ct.latest(weather, "temp", "dewp", "humid", "wind_speed", "wind_gust", "precip", "pressure", "visib", within="3h"),
-        ct.window(flights, "arr_delay", by="tailnum", over="7d", agg="mean", **landed),
-        ct.window(flights, "arr_delay", by="tailnum", over="1d", agg="last", **landed),
-        ct.window(flights, "arr_delay", by="origin", over="3h", agg="mean", **landed),
-        ct.window(flights, "arr_delay", by="origin", over="1d", agg="mean", **landed),
-        ct.window(flights, "arr_delay", by=("origin", "carrier"), over="1d", agg="mean", **landed),
-        ct.window(flights, "arr_delay", by="dest", over="1d", agg="mean", **landed),
+        ct.latest(weather, "humid", "pressure", "wind_speed", "wind_gust", "precip", "visib", within="3h"),
+        ct.window(flights, "arr_delay", by="tailnum", over="1d", agg="last", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="tailnum", over="7d", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by=("carrier", "flight"), over="30d", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by=("origin", "carrier"), over="1d", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="origin", over="1h", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="origin", over="3h", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="origin", over="3h", agg="count", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="dest", over="3h", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="dest", over="1d", agg="mean", known_at="arrival_time"),
     ],
     segments=["carrier", "origin"],
     model=ct.Torch(DelayNet, epochs=3, lr=ct.Search(3e-4, 1e-2, log=True), seed=7),
