@@ -18,21 +18,32 @@ MAX_QUEUED = 512
 
 
 class AppArgs(BaseModel):
-    """The application's arguments. `root` is the project's folder as every replica sees it (CT_ROOT by default); `endpoint` the pipeline's name."""
+    """The application's arguments. `root` is the project's folder as every replica sees it (CT_ROOT by default); `endpoint` the pipeline's name.
+
+    The others replace what that project's ct.toml says.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
     endpoint: str
     root: str | None = None
     replicas: int | None = None
+    database_url: str | None = None
+    max_body_bytes: int | None = None
+    max_rows: int | None = None
+
+    def settings(self) -> settings.Settings:
+        """The project's settings. Raises InvalidSettings."""
+        return settings.load(self.root, **self.model_dump(exclude={"endpoint", "root"}))
 
 
 @serve.ingress()
 class EndpointReplica:
     """One replica. Besides HTTP it answers the control plane's broadcasts."""
 
-    def __init__(self, root: str | None, endpoint: str) -> None:
-        self._replica = Replica(settings.load(root), endpoint)
+    def __init__(self, args: dict[str, Any]) -> None:
+        parsed = AppArgs(**args)
+        self._replica = Replica(parsed.settings(), parsed.endpoint)
         self._polling: asyncio.Task[None] | None = None
 
     def __serve_build_asgi_app__(self) -> Endpoint:
@@ -55,9 +66,8 @@ class EndpointReplica:
         return self._replica.state()
 
     async def check_health(self) -> None:
-        """Serve asks regularly; a replica without a live version is not healthy."""
+        """Serve asks regularly. A replica that waits for the first route is healthy, only not ready: restarting it would not help."""
         self._poll()
-        self._replica.slots.require()
 
     def _poll(self) -> None:
         # The event loop does not run yet in __init__, so polling begins with the first call: a health check, at the latest.
@@ -67,14 +77,14 @@ class EndpointReplica:
 
 def build(args: AppArgs) -> serve.Application:
     """The application of one endpoint. Called by `serve deploy` with the config's args, and by `ct deploy`."""
-    place = settings.load(args.root)
+    place = args.settings()
     deployment = serve.deployment(
         name="endpoint",
-        num_replicas=args.replicas or place.replicas,
+        num_replicas=place.replicas,
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_QUEUED,
         health_check_period_s=2,
         graceful_shutdown_timeout_s=10,
         ray_actor_options={"num_cpus": 0.5},
     )(EndpointReplica)
-    return deployment.bind(str(place.root), args.endpoint)
+    return deployment.bind(args.model_dump() | {"root": str(place.root)})

@@ -13,7 +13,7 @@ from ct.settings import Settings
 STAGE_SECONDS = 60.0
 ACTIVATE_SECONDS = 10.0
 STATE_SECONDS = 5.0
-DEPLOY_SECONDS = 120
+REQUEST_SECONDS = 30.0
 
 
 class Serving:
@@ -39,11 +39,14 @@ class Serving:
 
         from ct.serving.app import AppArgs, build
 
-        serve.start(http_options={"host": self._settings.host, "port": self._settings.port}, proxy_location="HeadOnly")
-        app = build(AppArgs(endpoint=self._endpoint, root=str(self._settings.root)))
+        place = self._settings
+        named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows")}
+        args = AppArgs(endpoint=self._endpoint, root=str(place.root), database_url=place.database_url or None, **named)
+        options = {"host": place.host, "port": place.port, "request_timeout_s": REQUEST_SECONDS}
         try:
-            serve.run(app, name=self._endpoint, route_prefix="/")
-        except RuntimeError as error:
+            serve.start(http_options=options, proxy_location="EveryNode" if place.ray_address else "HeadOnly")
+            serve.run(build(args), name=self._endpoint, route_prefix="/")
+        except (RuntimeError, TimeoutError) as error:
             raise Unavailable(f"the endpoint did not start: {error}", "healthy replicas", "see the replica's log") from None
         self._handle = None
 
@@ -74,7 +77,10 @@ class Serving:
 
         try:
             if self._handle is None:
-                self._handle = serve.get_app_handle(self._endpoint)
+                handle = serve.get_app_handle(self._endpoint)
+                # A handle learns of the replicas with its first call; a broadcast before that would reach none of them.
+                handle.state.remote().result(timeout_s=STATE_SECONDS)
+                self._handle = handle
             return list(self._handle.broadcast(method, *args).results(timeout_s=seconds))
         except Exception as error:
             self._handle = None

@@ -31,6 +31,8 @@ from ct.store.journal import Journal
 
 POLL_SECONDS = 1.0
 SHADOWS = 64
+INLINE_ROWS = 32
+"""Requests of more rows are scored in a thread, so that they do not hold up the others."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +129,21 @@ class Replica:
         unit = unit or self._keys(live.stable.predictor, asked)[0]
         where = Assignment(STABLE, forced=True) if version else assign(live.route, unit, force)
         slot, arm, error = self._choose(live, where, version)
-        with slot.using() as predictor:
-            scored, fault = self._try(predictor, rows, asked if slot is live.stable else None, canary=arm == CANARY)
-        if scored is None:
-            live.circuit.record(False)
+        scored, fault = await self._try(slot, rows, asked if slot is live.stable else None)
+        if arm == CANARY:
+            live.circuit.record(scored is not None)
+        if scored is None and arm == CANARY:
             slot, arm, error = live.stable, STABLE, fault
-            with slot.using() as predictor:
-                scored, _ = self._try(predictor, rows, asked, canary=False)
-        elif arm == CANARY:
-            live.circuit.record(True)
-        assert scored is not None, "stable raises instead"
+            scored, fault = await self._try(slot, rows, asked)
+        if scored is None:
+            await self._durable(self._inbox.submit(self._failed(live, where, unit, asked, fault, begun)))
+            raise RuntimeError(fault)
         answer = self._answer(slot, arm, live, scored)
         took = (time.perf_counter() - begun) * 1000
         base = {"assigned": where.arm, "forced": where.forced, "error": error, "latency_ms": took, "unit": unit}
         await self._durable(self._inbox.submit(self._records(slot.predictor, live, answer, scored, base)))
         self.telemetry.predicted(answer.arm, answer.version, len(rows), time.perf_counter() - begun, bool(error))
-        if live.route.shadow and live.canary is not None:
+        if live.route.shadow and live.canary is not None and where == Assignment(STABLE):
             self._shadow(live, live.canary, rows, answer)
         return answer
 
@@ -222,21 +223,23 @@ class Replica:
             return live.stable, STABLE, "circuit open"
         return live.slot(where.arm), where.arm, ""
 
-    def _try(
-        self, predictor: Predictor, rows: Sequence[Mapping[str, Any]], asked: Columns | None, *, canary: bool
-    ) -> tuple[_Scored | None, str]:
-        """Score; a canary's failure of any kind is returned as text, stable's is raised."""
-        try:
-            columns = self._parse(predictor, rows) if asked is None else asked
-            times = columns[predictor.spec.time]
-            scores, features = predictor.score(columns, times, self._online)
-            if not np.isfinite(scores).all():
-                raise Unavailable("the model gave a score that is no number", "scores in [0, 1]", "roll the version back")
-            return _Scored(columns, times, features, scores), ""
-        except Exception as error:
-            if canary:
+    async def _try(self, slot: Slot, rows: Sequence[Mapping[str, Any]], asked: Columns | None) -> tuple[_Scored | None, str]:
+        """Score; a version's failure of any kind is returned as text. Many rows are scored beside the event loop."""
+        with slot.using() as predictor:
+            try:
+                columns = self._parse(predictor, rows) if asked is None else asked
+                if len(rows) <= INLINE_ROWS:
+                    return self._score(predictor, columns), ""
+                return await asyncio.to_thread(self._score, predictor, columns), ""
+            except Exception as error:
                 return None, f"{type(error).__name__}: {error}"[:200]
-            raise
+
+    def _score(self, predictor: Predictor, columns: Columns) -> _Scored:
+        times = columns[predictor.spec.time]
+        scores, features = predictor.score(columns, times, self._online)
+        if not np.isfinite(scores).all():
+            raise Unavailable("the model gave a score that is no number", "scores in [0, 1]", "roll the version back")
+        return _Scored(columns, times, features, scores)
 
     def _answer(self, slot: Slot, arm: str, live: Live, scored: _Scored) -> Answer:
         assert self._ids is not None, "a live route has set the ids"
@@ -277,6 +280,18 @@ class Replica:
             for at in range(len(keys))
         ]
 
+    def _failed(
+        self, live: Live, where: Assignment, unit: str, asked: Columns, fault: str, begun: float
+    ) -> list[dict[str, Any]]:
+        """The records of rows that nobody could score: they count as errors of the arm they were assigned to."""
+        assert self._ids is not None, "a live route has set the ids"
+        predictor, took = live.stable.predictor, (time.perf_counter() - begun) * 1000
+        scored = _Scored(asked, asked[predictor.spec.time], {}, np.full(len(asked[predictor.spec.time]), np.nan))
+        answer = self._answer(live.stable, STABLE, live, scored)
+        base = {"assigned": where.arm, "forced": where.forced, "error": fault, "latency_ms": took, "unit": unit}
+        records = self._records(predictor, live, answer, scored, base)
+        return [{**record, "score": None} for record in records]
+
     async def _durable(self, done: Future[None]) -> None:
         await asyncio.wrap_future(done)
 
@@ -292,8 +307,7 @@ class Replica:
     async def _score_shadow(self, live: Live, slot: Slot, rows: Sequence[Mapping[str, Any]], answer: Answer) -> None:
         await asyncio.sleep(0)
         begun = time.perf_counter()
-        with slot.using() as predictor:
-            scored, fault = self._try(predictor, rows, None, canary=True)
+        scored, fault = await self._try(slot, rows, None)
         took = (time.perf_counter() - begun) * 1000
         common = {
             "kind": "shadow",

@@ -1,0 +1,201 @@
+"""The endpoint on Ray Serve over HTTP: in-place upgrade under load, and replicas killed without losing an acknowledged row."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import ROW, Project
+
+from ct import settings
+from ct.data import predictions
+from ct.data.tables import Warehouse
+from ct.registry import routes
+from ct.serving import local
+from ct.store.artifacts import Artifacts
+from ct.store.journal import Journal
+
+REPLICAS = 2
+
+
+@dataclass
+class Live:
+    """A project whose endpoint runs."""
+
+    project: Project
+    port: int
+    child: subprocess.Popen[str]
+
+    def do(self, what: str, **args: Any) -> Any:
+        """Have the control plane do something. Raises RuntimeError with the error it met."""
+        assert self.child.stdin is not None
+        assert self.child.stdout is not None
+        self.child.stdin.write(json.dumps({"do": what, **args}) + "\n")
+        self.child.stdin.flush()
+        said = json.loads(self.child.stdout.readline() or '{"error": "the control plane died"}')
+        if "error" in said:
+            raise RuntimeError(said["error"])
+        return said["ok"]
+
+
+@dataclass
+class Load:
+    """Clients that ask as fast as they are answered until they are told to stop."""
+
+    port: int
+    threads: int = 3
+    ids: list[str] = field(default_factory=list)
+    by_version: Counter[str] = field(default_factory=Counter)
+    failed: list[str] = field(default_factory=list)
+    _stop: threading.Event = field(default_factory=threading.Event)
+
+    def __enter__(self) -> Load:
+        self._running = [threading.Thread(target=self._ask, args=(at,), daemon=True) for at in range(self.threads)]
+        for thread in self._running:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._running:
+            thread.join(30)
+
+    def _ask(self, number: int) -> None:
+        connection, at = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30), 0
+        while not self._stop.is_set():
+            at += 1
+            try:
+                connection.request("POST", "/predict", json.dumps({**ROW, "trip": f"{number}-{at}"}))
+                answer = connection.getresponse()
+                body = answer.read()
+            except (OSError, http.client.HTTPException) as error:
+                self.failed.append(repr(error))
+                connection.close()
+                continue
+            if answer.status == 200:
+                found = json.loads(body)
+                self.by_version[found["model_version"]] += 1
+                self.ids.append(found["predictions"][0]["prediction_id"])
+            else:
+                self.failed.append(f"{answer.status} {body[:200]!r}")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    place = settings.load(tmp_path_factory.mktemp("live"), environ={}, port=local.free_port())
+    project = Project(place, Artifacts(place.artifacts), Journal(place.database))
+    project.first()
+    script = str(Path(__file__).with_name("driver.py"))
+    child = subprocess.Popen(
+        [sys.executable, script, str(place.root), str(place.port), str(REPLICAS)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    made = Live(project, place.port, child)
+    try:
+        begun = time.monotonic()
+        for step in ("start", "connect", "deploy"):
+            made.do(step)
+            print(f"{step} after {time.monotonic() - begun:.1f} s")
+        yield made
+    finally:
+        child.kill()
+        child.wait()
+        local.stop(place)
+
+
+def test_upgrades_in_place_fail_no_request(live: Live) -> None:
+    project = live.project
+    route = routes.current(project.journal, "tiny")
+    assert route is not None
+    with Load(live.port) as load:
+        time.sleep(0.5)
+        begun = time.monotonic()
+        arm = project.version("v2", 1.0)
+        live.do("stage", version="v2", manifest=arm.manifest)
+        for weight in (1000, 5000, 0, 10_000):
+            route = project.put(route.with_canary(arm, weight=weight))
+            assert live.do("activate", route=route.to_json()) == [route.epoch] * REPLICAS
+            time.sleep(0.4)
+        route = project.put(route.promoted())
+        live.do("activate", route=route.to_json())
+        time.sleep(0.4)
+        seconds = time.monotonic() - begun
+    print(f"{len(load.ids) / seconds:.0f} requests/s, {dict(load.by_version)}")
+    assert load.failed == []
+    assert load.by_version["v1"] > 20
+    assert load.by_version["v2"] > 20
+    assert [state["epoch"] for state in live.do("state")] == [route.epoch] * REPLICAS
+    assert [state["versions"] for state in live.do("state")] == [["v2"]] * REPLICAS
+    with Load(live.port) as after:
+        time.sleep(0.3)
+    assert set(after.by_version) == {"v2"}
+
+
+def test_a_damaged_version_is_refused_and_changes_nothing(live: Live) -> None:
+    arm = live.project.version("v3", 2.0)
+    stored = live.project.artifacts.path(arm.manifest)
+    stored.write_bytes(stored.read_bytes().replace(b"model", b"nodel"))
+    with Load(live.port) as load:
+        time.sleep(0.2)
+        with pytest.raises(RuntimeError, match="stage"):
+            live.do("stage", version="v3", manifest=arm.manifest)
+        time.sleep(0.2)
+    assert load.failed == []
+    assert set(load.by_version) == {"v2"}
+
+
+def test_a_replica_follows_the_journal_when_no_broadcast_comes(live: Live) -> None:
+    route = routes.current(live.project.journal, "tiny")
+    assert route is not None
+    route = live.project.put(route.with_canary(live.project.version("v4", 1.0), weight=10_000))
+    until = time.monotonic() + 10
+    while time.monotonic() < until and {state["epoch"] for state in live.do("state")} != {route.epoch}:
+        time.sleep(0.2)
+    assert {state["epoch"] for state in live.do("state")} == {route.epoch}
+
+
+def test_killed_replicas_lose_no_acknowledged_row_and_come_back_to_the_same_route(live: Live) -> None:
+    before = live.do("state")
+    with Load(live.port) as load:
+        time.sleep(1.0)
+        for pid in _replicas(live.project.settings):
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.5)
+    assert len(load.ids) > 20
+    logged = predictions.read(live.project.settings.inbox, {})[0]
+    assert set(load.ids) <= {record["id"] for record in logged}
+    moved = predictions.commit(live.project.settings, Warehouse(live.project.settings))
+    assert moved == len(logged)
+    until = time.monotonic() + 60
+    while time.monotonic() < until:
+        with Load(live.port, threads=1) as again:
+            time.sleep(0.3)
+        if again.ids and not again.failed:
+            break
+    assert again.ids
+    names = {state["replica"] for state in live.do("state")}
+    assert not names & {state["replica"] for state in before}
+    assert {state["epoch"] for state in live.do("state")} == {before[0]["epoch"]}
+
+
+def _replicas(place: settings.Settings) -> list[int]:
+    """The processes of this project's replicas, found under its own head."""
+    head = json.loads((place.home / "ray.json").read_text())
+    listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 1) for line in listed.splitlines()]
+    return [int(pid) for pid, args in rows if "ServeReplica" in args and os.getsid(int(pid)) == head["pid"]]
