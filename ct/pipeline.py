@@ -245,6 +245,14 @@ class Pipeline:
                     near = get_close_matches(lookup.table, known, 1)
                     hint = f"; did you mean {near[0]!r}?" if near else ""
                     faults.append(f"a feature reads table {lookup.table!r}, declared are {sorted(known)}{hint}")
+            faults += [
+                f"a feature reads {self.label.column!r} of {lookup.table!r} as known at {lookup.known_at!r}: "
+                f"the truth is known only at {self.label.known_at!r}; pass known_at={self.label.known_at!r}"
+                for lookup in feature.lookups()
+                if lookup.table == self.table.name
+                and self.label.column in lookup.columns
+                and lookup.known_at != self.label.known_at
+            ]
         late = {self.label.column, self.label.known_at}
         for feature in self.features:
             if leaked := late & set(feature.inputs()):

@@ -286,8 +286,8 @@ def main() -> int:
         shutil.rmtree(folder)
     folder.mkdir()
     demo = Demo(folder)
-    # Ray takes seconds to start; it does so while the first shards are read.
-    threading.Thread(target=local.start, args=(demo.settings,), daemon=True).start()
+    # Ray and the training process take seconds to start; they do so while the first shards are read.
+    threading.Thread(target=lambda: (local.start(demo.settings), demo.act.warm_up()), daemon=True).start()
     try:
         for title, act in STEPS:
             step(title)

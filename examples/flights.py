@@ -27,7 +27,7 @@ pipeline = ct.Pipeline(
         ct.numeric("distance", "scheduled_minutes"),
         ct.category("carrier", "origin", "dest"),
         ct.cyclic("scheduled_departure", "hour", "weekday", tz="America/New_York"),
-        ct.latest(weather, "humid", "pressure", "wind_speed", "wind_gust", "precip", "visib", within="3h"),
+        ct.latest(weather, "humid", "pressure", "wind_speed", "precip", "visib", within="3h"),
         ct.window(flights, "arr_delay", by="tailnum", over="1d", agg="last", known_at="arrival_time"),
         ct.window(flights, "arr_delay", by="tailnum", over="7d", agg="mean", known_at="arrival_time"),
         ct.window(flights, "arr_delay", by=("carrier", "flight"), over="30d", agg="mean", known_at="arrival_time"),

@@ -35,6 +35,9 @@ from ct.store.journal import Journal
 def _silent(_: str) -> None: ...
 
 
+KEPT_US = 31 * 86_400_000_000
+
+
 class Actor:
     """One project's hands: its pipeline, its stores and, once needed, its Ray cluster and endpoint."""
 
@@ -130,7 +133,11 @@ class Actor:
         store = OnlineStore(self.settings.online)
         try:
             shards = {table.name: catalog.published(self.journal, table.name) for table in self.pipeline.all_tables}
-            return store.materialize(lookups_of(self.pipeline.features), shards)
+            stored = store.materialize(lookups_of(self.pipeline.features), shards)
+            if known := shards[self.pipeline.table.name]:
+                # Late requests for the month before still find their history; what is older can be filled in again from the shards.
+                store.trim(max(shard.time_min for shard in known) - KEPT_US)
+            return stored
         finally:
             store.close()
 
@@ -235,6 +242,13 @@ class Actor:
 
         return "stopped" if local.stop(self.settings) else "nothing that ct started is running here"
 
+    def warm_up(self) -> None:
+        """Start the process that trains, so that its imports cost nothing later. Does not wait."""
+        from ct.training import warm
+
+        self.ensure_ray()
+        warm.start()
+
     def served_epoch(self) -> int | None:
         """The lowest epoch among the replicas, None when the endpoint does not answer."""
         try:
@@ -327,7 +341,7 @@ class Actor:
     def alert(self, tier: str, title: str, *, detail: str = "", owner: str = "") -> None:
         """Raise an alert to its owner."""
         note = Alert(tier=tier, title=title, owner=owner or self.pipeline.owner, detail=detail, key=title)
-        send(note, pipeline=self.pipeline.name, journal=self.journal, settings=self.settings)
+        send(note, pipeline=self.pipeline.name, journal=self.journal, settings=self.settings, clock=self.clock)
 
 
 def _frozen(inputs: dict[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from ct.registry import routes, versions
 from ct.registry.routes import WHOLE
 from ct.registry.versions import Version
 from ct.rollout import state, verdict
+from ct.rollout.plans import QUANTILES, Latency
 from ct.rollout.state import Rollout
+from ct.rollout.steps import enter
 from ct.rollout.tally import Tally
 
 if TYPE_CHECKING:
     from ct.control.act import Actor
 
-SLOW_QUANTILE = 0.99
 DEFAULT_SLOW_MS = 250.0
 
 
@@ -37,20 +38,25 @@ def start(act: Actor, version: Version) -> Rollout:
 
 
 def slow_limit(act: Actor, stable: str) -> float:
-    """The latency (ms) that 99 % of stable's earlier answers stayed under; a default when it has not answered 100 times."""
+    """The latency (ms) that most of stable's earlier answers stayed under, most being the latency guard's quantile.
+
+    A default when stable has not answered 100 times.
+    """
+    named = [guard.quantile for guard in act.pipeline.rollout.guards if isinstance(guard, Latency)]
+    quantile = QUANTILES[named[0]] if named else QUANTILES["p99"]
     times = sorted(
         record["latency_ms"]
         for record in predictions.everything(act.settings)
         if record["kind"] == "prediction" and record["version"] == stable and not record["error"]
     )
-    return float(times[int(len(times) * SLOW_QUANTILE)]) if len(times) >= 100 else DEFAULT_SLOW_MS
+    return float(times[int(len(times) * quantile)]) if len(times) >= 100 else DEFAULT_SLOW_MS
 
 
 def _step(act: Actor, rollout: Rollout, step: int) -> str:
     plan = act.pipeline.rollout
     percent, shadow = plan.stages()[step]
     arm = versions.arm(versions.get(act.journal, act.pipeline.name, rollout.version))
-    route = act.route().with_canary(arm, weight=percent * WHOLE // 100, shadow=shadow)
+    route = enter(plan, act.route(), arm, step)
     cause = f"rollout {rollout.id}, step {step + 1} of {len(plan.stages())}"
     act.change(route, cause)
     state.note(
@@ -159,6 +165,7 @@ class Judging:
                 return said
             case "hold":
                 state.note(act.journal, name, rollout.id, "RolloutHeld", {"cause": found.cause})
+                act.alert("WARN", f"the rollout of {rollout.version} holds", detail=found.cause)
                 return f"{rollout.version} holds: {found.cause}"
             case _ if rollout.step + 1 < len(act.pipeline.rollout.stages()):
                 return _step(act, rollout, rollout.step + 1)

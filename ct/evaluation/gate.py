@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 from ct.errors import InvalidPipeline
 from ct.evaluation.stats import Interval
@@ -36,6 +37,14 @@ class Better:
 
     by: float = 0.0
     margin: float = MARGIN
+
+
+@overload
+def auc(floor: float) -> Floor: ...
+
+
+@overload
+def auc(*, by: float, margin: float = MARGIN) -> Better: ...
 
 
 def auc(floor: float | None = None, *, by: float | None = None, margin: float = MARGIN) -> Floor | Better:
