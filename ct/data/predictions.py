@@ -298,8 +298,13 @@ def everything(settings: Settings) -> list[Record]:
 
 
 def _table(records: Sequence[Record]) -> pa.Table:
-    rows = [{**record, **{name: orjson.dumps(record.get(name) or {}).decode() for name in _JSON}} for record in records]
-    return pa.Table.from_pylist(rows, schema=_SCHEMA)
+    columns = {}
+    for name, type_ in zip(_SCHEMA.names, _SCHEMA.types, strict=True):
+        values: list[Any] = [record.get(name) for record in records]
+        if name in _JSON:
+            values = [orjson.dumps(value or {}).decode() for value in values]
+        columns[name] = pa.array(values, type_)
+    return pa.table(columns, schema=_SCHEMA)
 
 
 def _mark(folder: Path) -> Cursor:

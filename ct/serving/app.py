@@ -86,5 +86,6 @@ def build(args: AppArgs) -> serve.Application:
         health_check_period_s=2,
         graceful_shutdown_timeout_s=10,
         ray_actor_options={"num_cpus": 0.5},
+        logging_config={"enable_access_log": False},
     )(EndpointReplica)
     return deployment.bind(args.model_dump() | {"root": str(place.root)})

@@ -93,7 +93,11 @@ class Endpoint:
             return 200, ({"name": self._replica.endpoint, "ready": True} if found["what"] else replica.metadata()), {}
         if path in _POSTS or _OBSERVE.fullmatch(path):
             raise InvalidRequest("method GET", "POST", "post JSON", status=405)
-        raise NotFound(f"there is no path {path[:100]!r}", "a documented path", "see docs/serving.md")
+        raise NotFound(
+            f"there is no path {path[:100]!r}",
+            "/predict, /labels, /observe/TABLE, /metrics, /healthz or /v2/…",
+            "check the spelling",
+        )
 
     async def _post(self, path: str, headers: Mapping[str, str], receive: Receive) -> Reply:
         infer = _MODEL.fullmatch(path)
