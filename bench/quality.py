@@ -1,5 +1,6 @@
 """Is the model as good as a strong reference on the same features? For each month from April to December of the demo's flights: our pipeline's
-model and LightGBM, both trained on all earlier months, both judged on that month. `--quick` takes three of the months.
+model and LightGBM, both trained on all earlier months, both judged on that month. "Served" is the model as `ct train` would leave it, which keeps
+the newest `holdout` back for the gate. `--quick` takes three of the months.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def main() -> None:
 def _measure(home: Path, months: Any) -> dict[str, Any]:
     import ray
 
+    from ct.clock import duration
     from ct.evaluation.metrics import metrics
     from ct.pipeline import load
 
@@ -45,35 +47,43 @@ def _measure(home: Path, months: Any) -> dict[str, Any]:
     ray.init(
         num_cpus=2, include_dashboard=False, object_store_memory=300_000_000, log_to_driver=False, _temp_dir=str(home / "ray")
     )
-    columns, label, month = _features(line, home)
-    ours, theirs, eces = [], [], []
+    columns, label, month, times = _features(line, home)
+    held = int(duration(line.holdout).total_seconds() * 1e6)
+    ours, served, theirs = [], [], []
     for judged in months:
         train, judge = month < judged, month == judged
+        early = train & (times < times[train].max() - held)
         begun = time.monotonic()
-        found = metrics(_ours(line, columns, label, train, judge, home, judged), label[judge], 0.5)
+        ours.append(metrics(_ours(line, columns, label, train, judge, home / f"all-{judged}"), label[judge], 0.5))
         middle = time.monotonic()
-        other = metrics(_lightgbm(columns, label, train, judge), label[judge], 0.5)
-        ours.append(found["auroc"])
-        theirs.append(other["auroc"])
-        eces.append(found["ece"])
+        served.append(metrics(_ours(line, columns, label, early, judge, home / f"served-{judged}"), label[judge], 0.5))
+        later = time.monotonic()
+        theirs.append(metrics(_lightgbm(columns, label, train, judge), label[judge], 0.5))
         print(
-            f"2013-{judged:02}: {train.sum():,} rows; ours AUROC {ours[-1]:.4f}, ECE {eces[-1]:.4f} in {middle - begun:.0f} s; "
-            f"LightGBM AUROC {theirs[-1]:.4f}, ECE {other['ece']:.4f} in {time.monotonic() - middle:.0f} s",
+            f"2013-{judged:02}: {train.sum():,} rows; ours {_said(ours)} in {middle - begun:.0f} s; served {_said(served)}; "
+            f"LightGBM {_said(theirs)} in {time.monotonic() - later:.0f} s",
             flush=True,
         )
     ray.shutdown()
     figures = {
-        "auroc_minus_lightgbm": float(np.mean(ours) - np.mean(theirs)),
-        "auroc": float(np.mean(ours)),
-        "auroc_lightgbm": float(np.mean(theirs)),
-        "auroc_lowest": min(ours),
-        "ece": float(np.mean(eces)),
-        "ece_highest": max(eces),
+        "auroc_minus_lightgbm": _mean(ours, "auroc") - _mean(theirs, "auroc"),
+        "auroc": _mean(ours, "auroc"),
+        "auroc_lightgbm": _mean(theirs, "auroc"),
+        "auroc_served": _mean(served, "auroc"),
+        "auroc_served_lowest": min(found["auroc"] for found in served),
+        "ece": _mean(ours, "ece"),
+        "ece_served": _mean(served, "ece"),
+        "ece_served_highest": max(found["ece"] for found in served),
     }
     return {
         "bench": "quality",
         "figures": {name: round(value, 4) for name, value in figures.items()},
-        "goals": {"auroc_minus_lightgbm": [">=", -0.003], "auroc": [">=", 0.70], "ece": ["<=", 0.05]},
+        "goals": {
+            "auroc_minus_lightgbm": [">=", -0.003],
+            "auroc_served": [">=", 0.70],
+            "ece": ["<=", 0.05],
+            "ece_served": ["<=", 0.05],
+        },
         "conditions": {
             "rows": len(label),
             "months": list(months),
@@ -84,8 +94,16 @@ def _measure(home: Path, months: Any) -> dict[str, Any]:
     }
 
 
-def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDArray[np.int64]]:
-    """Every labelled row's features, label, and month by New York's calendar, through ingest and the feature build."""
+def _said(found: list[dict[str, float]]) -> str:
+    return f"AUROC {found[-1]['auroc']:.4f}, ECE {found[-1]['ece']:.4f}"
+
+
+def _mean(found: list[dict[str, float]], name: str) -> float:
+    return float(np.mean([metrics[name] for metrics in found]))
+
+
+def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
+    """Every labelled row's features, label, month by New York's calendar, and time, through ingest and the feature build."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -119,7 +137,7 @@ def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDAr
     label = whole["_label"].to_numpy()
     known = ~np.isnan(label)
     columns = to_columns(whole.select([column.name for column in line.outputs]))
-    return _take(columns, known), label[known], month[known]
+    return _take(columns, known), label[known], month[known], whole["_time"].to_numpy()[known]
 
 
 def _take(columns: Columns, rows: NDArray[np.bool_]) -> dict[str, NDArray[Any]]:
@@ -133,7 +151,6 @@ def _ours(
     train: NDArray[np.bool_],
     judge: NDArray[np.bool_],
     home: Path,
-    month: int,
 ) -> NDArray[np.float64]:
     """Scores of the pipeline's own model, trained by Ray Train as `ct train` does it."""
     import torch
@@ -146,9 +163,9 @@ def _ours(
     encoder = Encoder.fit(seen, line.outputs)
     numbers, categories = encoder.numeric(seen), encoder.category(seen)
     cardinalities = tuple(encoder.cardinalities)
-    folder = TrainingSet(numbers, categories, label[train].astype(np.float32), cardinalities).save(home / f"set-{month}")
+    folder = TrainingSet(numbers, categories, label[train].astype(np.float32), cardinalities).save(home / "set")
     model = line.model.resolved({})
-    trained = trainer.train(folder, model, run=f"quality-{month}", storage=home / "runs", checkpoints=False)
+    trained = trainer.train(folder, model, run="quality", storage=home, checkpoints=False)
     module = model.model(numeric=numbers.shape[1], cardinalities=list(cardinalities), **model.options)
     module.load_state_dict({name: torch.tensor(value) for name, value in trained.weights.items()})
     with torch.no_grad():
