@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -286,8 +285,6 @@ def main() -> int:
         shutil.rmtree(folder)
     folder.mkdir()
     demo = Demo(folder)
-    # Ray and the training process take seconds to start; they do so while the first shards are read.
-    threading.Thread(target=lambda: (local.start(demo.settings), demo.act.warm_up()), daemon=True).start()
     try:
         for title, act in STEPS:
             step(title)

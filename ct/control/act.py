@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,9 @@ class Actor:
         self.place = Place(pipeline, settings, self.journal, self.artifacts)
         self._digests: dict[tuple[str, int, int], str] = {}
         self._committed = 0.0
+        self._connecting = threading.Lock()
+        self._inside = False
+        self._fault: CtError | None = None
 
     def close(self) -> None:
         """Give connections back. The endpoint and a local Ray that serves stay up."""
@@ -70,14 +74,57 @@ class Actor:
         """Connect to the cluster of the settings, of the job, or that ct started here; else start Ray in this process."""
         import ray
 
+        with self._connecting:
+            if self._fault is not None:
+                raise self._fault
+            if not ray.is_initialized():
+                self._connect()
+
+    def start_ray(self) -> None:
+        """Make sure that a cluster runs which outlives this process: the settings' or job's own, else one that ct starts on this machine."""
+        with self._connecting:
+            self._start()
+
+    def start_ray_soon(self) -> None:
+        """As `start_ray`, without waiting, and the process that trains as well. Whoever needs Ray before then waits for it."""
+        self._connecting.acquire()  # given back by the thread, so that nobody connects elsewhere meanwhile
+        threading.Thread(target=self._start_behind, daemon=True).start()
+
+    def _start_behind(self) -> None:
+        try:
+            self._start()
+        except CtError as error:
+            self._fault = error
+            return
+        finally:
+            self._connecting.release()
+        from ct.training import warm
+
+        warm.start()
+
+    def _start(self) -> None:
+        import ray
+
         from ct.serving import local
 
-        if ray.is_initialized():
-            return
+        if not (self.settings.ray_address or os.environ.get("RAY_ADDRESS")):
+            local.start(self.settings)
+            if self._inside:
+                ray.shutdown()
+                self._inside = False
+        if not ray.is_initialized():
+            self._connect()
+
+    def _connect(self) -> None:
+        import ray
+
+        from ct.serving import local
+
         address = self.settings.ray_address or os.environ.get("RAY_ADDRESS") or local.address(self.settings)
         if address:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="ct")
         else:
+            self._inside = True
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR, object_store_memory=400_000_000)
 
     def carry_out(self, action: decide.Action) -> str:
@@ -215,8 +262,6 @@ class Actor:
 
     def deploy(self, version: str = "", *, on_step: Step = _silent) -> Route:
         """Start the endpoint. Its first version is `version` or the newest cleared one; afterwards the route is what the journal says."""
-        from ct.serving import local
-
         route = routes.current(self.journal, self.pipeline.name)
         if route is not None and version and route.stable.version != version:
             raise Conflict(
@@ -227,9 +272,8 @@ class Actor:
         if route is None:
             arm = versions.arm(self._newest(version))
             route = routes.put(self.journal, routes.first(self.pipeline.name, arm), cause="first deployment")
-        if not self.settings.ray_address and not os.environ.get("RAY_ADDRESS"):
-            on_step("starting Ray")
-            local.start(self.settings)
+        on_step("starting Ray")
+        self.start_ray()
         self.materialize()
         on_step("starting the endpoint")
         self.serving.deploy()
@@ -241,13 +285,6 @@ class Actor:
         from ct.serving import local
 
         return "stopped" if local.stop(self.settings) else "nothing that ct started is running here"
-
-    def warm_up(self) -> None:
-        """Start the process that trains, so that its imports cost nothing later. Does not wait."""
-        from ct.training import warm
-
-        self.ensure_ray()
-        warm.start()
 
     def served_epoch(self) -> int | None:
         """The lowest epoch among the replicas, None when the endpoint does not answer."""

@@ -22,6 +22,7 @@ from ct.rollout import state as rollouts
 def run(act: Actor, *, every: float = 1.0, once: bool = False, say: Callable[[str], None] = print) -> None:
     """Turn the loop until the process ends, or with `once` until there is nothing left to do."""
     with _alone(act.settings.home / "watch.lock"):
+        act.start_ray_soon()
         while True:
             actions = decide(act.pipeline, observe(act))
             for action in actions:
