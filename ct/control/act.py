@@ -91,16 +91,15 @@ class Actor:
         threading.Thread(target=self._start_behind, daemon=True).start()
 
     def _start_behind(self) -> None:
-        try:
-            self._start()
-        except CtError as error:
-            self._fault = error
-            return
-        finally:
-            self._connecting.release()
         from ct.training import warm
 
-        warm.start()
+        try:
+            self._start()
+            warm.start()
+        except CtError as error:
+            self._fault = error
+        finally:
+            self._connecting.release()
 
     def _start(self) -> None:
         import ray
@@ -282,8 +281,11 @@ class Actor:
 
     def down(self) -> str:
         """Stop the local Ray that ct started, and the endpoint with it."""
+        import ray
+
         from ct.serving import local
 
+        ray.shutdown()
         return "stopped" if local.stop(self.settings) else "nothing that ct started is running here"
 
     def served_epoch(self) -> int | None:
