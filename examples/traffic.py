@@ -76,10 +76,13 @@ class Replay(threading.Thread):
     def run(self) -> None:
         """The thread's work."""
         begun = time.monotonic()
-        self._known("weather", self._weather.pop(_hour(self.at) - 2, []) + self._weather.pop(_hour(self.at) - 1, []))
+        for back in (3, 2, 1):
+            self._known("weather", self._weather.get(_hour(self.at) - back, []))
         while self.at < self._stop_at and not self._halted.is_set():
             hour = _hour(self.at)
-            self._known("weather", self._weather.get(hour - 1, []))
+            # A real feed runs on within the hour; the store shows a flight only what was known before its own departure.
+            self._known("weather", self._weather.get(hour, []))
+            self._known("flights", self._landed.get(hour, []))
             self._truth(self._landed.get(hour - 1, []))
             list(self._pool.map(self._ask, _chunks(self._asked.get(hour, []), self._rows)))
             self.at += HOUR
@@ -102,7 +105,6 @@ class Replay(threading.Thread):
                 self.answers.last_canary = max(self.answers.last_canary, time.time())
 
     def _truth(self, rows: list[dict[str, Any]]) -> None:
-        self._known("flights", rows)
         known = [
             {"prediction_id": self._ids.pop(row["flight_id"]), "value": row["arr_delay"], "known_at": row["arrival_time"]}
             for row in rows

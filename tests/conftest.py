@@ -37,10 +37,10 @@ def ray_local() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def flight_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Landing folder with the demo's shards of January and February."""
+    """Folder with the demo's shards: flights/ and weather/, one file a month."""
     pytest.importorskip("pyarrow")
     import shards
 
     target = tmp_path_factory.mktemp("landing")
-    shards.write(target, range(1, 3))
+    shards.write(target)
     return target
