@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: one small Ray for all of them, and the demo's shards."""
+"""Fixtures that several folders of tests share: one small Ray for all of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -33,14 +32,3 @@ def ray_local() -> Iterator[None]:
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def flight_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the demo's shards: flights/ and weather/, one file a month."""
-    pytest.importorskip("pyarrow")
-    import shards
-
-    target = tmp_path_factory.mktemp("landing")
-    shards.write(target)
-    return target

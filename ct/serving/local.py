@@ -147,6 +147,8 @@ def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
     _note(settings).write_text(json.dumps(asdict(head)), encoding="utf-8")
     try:
         _wait(child, folder, gcs)
+        if dashboard:
+            _wait(child, folder, board)
     except BaseException:
         _end(head)
         raise
