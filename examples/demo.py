@@ -41,7 +41,10 @@ class Demo:
 
     def __init__(self, folder: Path) -> None:
         self.begun = time.monotonic()
-        self.settings = settings.load(folder, pipeline=str(HERE / "flights.py"), port=local.free_port())
+        # A project like any other: afterwards `ct ... --root demo` works in it.
+        file = os.path.relpath(HERE / "flights.py", folder)
+        (folder / "ct.toml").write_text(f'pipeline = "{file}"\nport = {local.free_port()}\n', encoding="utf-8")
+        self.settings = settings.load(folder)
         self.months = shards.write(folder / "shards")
         self.act = Actor(pipeline, self.settings, actor="demo")
         self.traffic: list[Answers] = []
