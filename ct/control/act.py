@@ -217,6 +217,14 @@ class Actor:
 
     def train(self, run: runs.Run, *, workers: int | None = None, on_step: Step = _silent, **changed: Any) -> versions.Version:
         """Carry a run to its version and verdict. A run that cannot give a model is recorded as failed, then raises."""
+        if run.pipeline != self.pipeline.fingerprint():
+            error = TrainingFailed(
+                f"the pipeline has changed since {run.id} began",
+                f"fingerprint {run.pipeline[:12]}",
+                "a new run will read it as it is now",
+            )
+            runs.failed(self.journal, self.pipeline.name, run.id, error=str(error))
+            raise error
         self.ensure_ray()
         count = self.settings.workers if workers is None else workers
         try:
@@ -317,9 +325,14 @@ class Actor:
         return self.route().stable.version
 
     def change(self, route: Route, cause: str) -> Route:
-        """Record a route, then make the replicas follow it. The one door through which traffic moves."""
+        """Record a route, then make the replicas follow it. The one door through which traffic moves.
+
+        Only versions that are new to the route are staged, so that a rollback waits for nothing.
+        """
+        loaded = self.route().arms
         for arm in route.arms:
-            self.serving.stage(arm.version, arm.manifest)
+            if arm not in loaded:
+                self.serving.stage(arm.version, arm.manifest)
         routes.put(self.journal, route, cause=cause)
         self.serving.activate(route)
         return route

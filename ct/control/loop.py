@@ -11,32 +11,48 @@ from pathlib import Path
 
 from ct.control import runs, watching
 from ct.control.act import Actor
-from ct.control.decide import Arrival, Judge, State, decide
+from ct.control.decide import Action, Arrival, Judge, State, decide
 from ct.control.triggers import Observed
 from ct.data import catalog
 from ct.errors import Conflict, CtError
 from ct.registry import routes, versions
 from ct.rollout import state as rollouts
 
+MOST_FAILURES = 3
+"""So many looks in a row may fail before `once` gives up; without it the loop goes on for ever."""
+
 
 def run(act: Actor, *, every: float = 1.0, once: bool = False, say: Callable[[str], None] = print) -> None:
-    """Turn the loop until the process ends, or with `once` until there is nothing left to do."""
+    """Turn the loop until the process ends, or with `once` until there is nothing left to do.
+
+    With `once`, raises the error that three looks in a row have met.
+    """
     with _alone(act.settings.home / "watch.lock"):
         act.start_ray_soon()
+        failures = 0
         while True:
             actions = decide(act.pipeline, observe(act))
-            for action in actions:
-                try:
-                    if said := act.carry_out(action):
-                        say(said)
-                except CtError as error:
-                    say(f"{type(action).__name__} failed: {error}")
-                    act.alert("PAGE", f"{type(action).__name__} failed: {error.found}", detail=str(error))
+            failed = [error for action in actions if (error := _try(act, action, say))]
+            failures = failures + 1 if failed else 0
+            if once and failures == MOST_FAILURES:
+                raise failed[-1]
             act.commit_predictions()
             if once and not actions:
                 return
-            if not actions or all(isinstance(action, Judge) for action in actions):
+            if failed or all(isinstance(action, Judge) for action in actions):
                 act.clock.sleep(every)
+
+
+def _try(act: Actor, action: Action, say: Callable[[str], None]) -> CtError | None:
+    """Carry an action out. What `ct` knows to fail is said, alerted and returned; the next look decides anew."""
+    try:
+        if said := act.carry_out(action):
+            say(said)
+    except CtError as error:
+        say(f"{type(action).__name__} failed: {error}")
+        act.alert("PAGE", f"{type(action).__name__} failed: {error.found}", detail=str(error))
+        return error
+    return None
 
 
 def observe(act: Actor, *, ask_endpoint: bool = True) -> State:
