@@ -163,12 +163,11 @@ def harmful_candidate(demo: Demo) -> None:
     time.sleep(1.0)
     answers = demo.count(traffic.halt())
     rollout = rollouts.history(act.journal, pipeline.name)[-1]
-    judged = [
-        e for e in act.journal.read(rollouts.stream(pipeline.name), types=["RolloutJudged"]) if e.data["rollout"] == rollout.id
-    ]
-    demo.rollback_seconds = max(0.0, answers.last_canary - judged[-1].at.timestamp())
-    demo.say(f"{rollout.version} {rollout.outcome.replace('_', ' ')}: {rollout.cause}")
-    demo.say(f"from verdict to the last canary answer: [bold]{demo.rollback_seconds:.3f} s[/]")
+    told = [event for event in act.journal.read(rollouts.stream(pipeline.name)) if event.data["rollout"] == rollout.id]
+    judged = next(event.at.timestamp() for event in reversed(told) if event.type == "RolloutJudged")
+    # The later of two moments: every replica has confirmed the route without the canary, and the canary's last answer has come back.
+    demo.rollback_seconds = max(told[-1].at.timestamp(), answers.last_canary) - judged
+    demo.say(f"from verdict to the last canary answer and every replica's word: [bold]{demo.rollback_seconds:.3f} s[/]")
 
 
 def summer(demo: Demo) -> None:
