@@ -117,6 +117,10 @@ def april_live(demo: Demo) -> None:
     traffic.join()
     demo.count(traffic.answers)
     live(demo)
+    found = watching.live_drift(demo.act.place)
+    demo.say(
+        f"live traffic has drifted from {found['reference']}'s training data in {', '.join(found['drifted'][:4]) or 'nothing'}"
+    )
 
 
 def promote_under_traffic(demo: Demo) -> None:

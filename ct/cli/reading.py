@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ct.cli import output
-from ct.cli.place import AsJson, PipelineFile, Root, actor, declared, name_and_journal
+from ct.cli.place import AsJson, PipelineFile, Root, actor, declared
 
 
 def check(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
@@ -79,13 +79,21 @@ def evaluate(version: str, root: Root = None, pipeline: PipelineFile = None, jso
         output.show(report.to_json(), json, view)
 
 
-def drift(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
-    """What drifted: each published shard against the training data of the champion of its time."""
+def drift(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    live: Annotated[
+        bool, typer.Option("--live", help="Compare what the champion is asked live, instead of the shards.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """What drifted: each published shard against the training data of the champion of its time, or live traffic with --live."""
     with output.errors():
-        from ct.control import watching
+        from ct.control import report, watching
 
-        name, journal = name_and_journal(root, pipeline)
-        found = watching.drifts(journal, name)
+        place, line = declared(root, pipeline)
+        here = report.place(place, line)
+        found = [watching.live_drift(here)] if live else watching.drifts(here.journal, line.name)
 
         def view() -> None:
             for item in found:

@@ -12,6 +12,7 @@ from ct.control.retrain import Place
 from ct.data import catalog, labels, predictions
 from ct.data.columns import to_columns
 from ct.data.profile import Profile
+from ct.errors import NotFound
 from ct.features import build
 from ct.ids import describe
 from ct.monitoring import diagnose, drift, performance
@@ -86,6 +87,40 @@ def check(place: Place, sha256: str) -> dict[str, Any]:
         )
         send(alert, pipeline=line.name, journal=place.journal, settings=place.settings)
     return data
+
+
+def live_drift(place: Place) -> dict[str, Any]:
+    """Compare the features of what the champion was asked live with its training data. Changes nothing.
+
+    Returns what `check` records for a shard, with shard "live traffic". Raises NotFound before the first live answer.
+    """
+    line, run = place.pipeline, champion_run(place)
+    asked = [
+        r["features"]
+        for r in records(place)
+        if run and r["kind"] == "prediction" and r["version"] == run.version and not r["error"]
+    ]
+    if run is None or not asked:
+        raise NotFound("the champion has not answered anything yet", "live traffic", "send predictions first")
+    current = {
+        column.name: np.array([row[column.name] for row in asked], dtype=object if column.kind == "category" else np.float64)
+        for column in line.outputs
+    }
+    reference = _reference(place, run)
+    found = drift.compare(reference, Profile.of(current, like=reference))
+    drifted = sorted((row for row in found if row.drifted), key=lambda row: -row.effect)
+    live = live_quality(place).get(run.version)
+    cause = diagnose.explain(found, performance_before=_judged(run), performance_now=live) if drifted else None
+    return {
+        "shard": "live traffic",
+        "reference": run.version,
+        "rows": len(asked),
+        "features": describe(found),
+        "drifted": [row.column for row in drifted],
+        "cause": cause.text if cause else "",
+        "evidence": list(cause.evidence) if cause else [],
+        "live": live,
+    }
 
 
 def _features(place: Place, known: Mapping[str, list[Any]], shard: Any) -> dict[str, Any]:

@@ -127,6 +127,10 @@ def _asked_afterwards(folder: Path, traffic: Traffic, journal: Journal) -> None:
     assert why["prediction"]["version"] == "v2"
     assert len(why["rows"]) == 2
     assert "promoted" in why["route"]["because"]
+    (live,) = json.loads(project.ct(folder, "drift", "--live", "--json").stdout)
+    assert live["reference"] == "v2"
+    assert live["rows"] > 25
+    assert {row["column"] for row in live["features"]} == {"amount", "country", "days_late_mean_by_country_7d"}
     unknown = project.ct(folder, "why", "p-unknown", check=False)
     assert unknown.returncode == 1
     assert "there is no prediction" in unknown.stderr
