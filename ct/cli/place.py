@@ -36,13 +36,6 @@ def declared(root: str | None, pipeline: str | None) -> tuple[Settings, Pipeline
     return place, load(f"{place.root / path}:{name}" if name else str(place.root / path))
 
 
-def open_journal(root: str | None) -> Journal:
-    """The project's journal."""
-    from ct.store.journal import Journal
-
-    return Journal(settings(root).database)
-
-
 def name_and_journal(root: str | None, pipeline: str | None) -> tuple[str, Journal]:
     """The pipeline's name and the journal."""
     from ct.store.journal import Journal

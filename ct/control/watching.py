@@ -17,6 +17,7 @@ from ct.features import build
 from ct.ids import describe
 from ct.monitoring import diagnose, drift, performance
 from ct.monitoring.alerts import Alert, send
+from ct.pipeline import Columns
 from ct.registry import routes
 from ct.store.journal import Journal, New
 
@@ -60,29 +61,14 @@ def check(place: Place, sha256: str) -> dict[str, Any]:
     assert run is not None, "unchecked() names shards only where there is a champion"
     known = {table.name: list(catalog.published(place.journal, table.name)) for table in line.all_tables}
     shard = next(item for item in known[line.table.name] if item.sha256 == sha256)
-    current = Profile.of(_features(place, known, shard), like=(reference := _reference(place, run)))
-    found = drift.compare(reference, current)
-    drifted = [row for row in found if row.drifted]
-    live = live_quality(place).get(run.version)
-    cause = diagnose.explain(found, performance_before=_judged(run), performance_now=live) if drifted else None
-    data = {
-        "sha256": sha256,
-        "shard": shard.shard,
-        "reference": run.version,
-        "rows": shard.rows,
-        "features": describe(found),
-        "drifted": [row.column for row in sorted(drifted, key=lambda row: -row.effect)],
-        "cause": cause.text if cause else "",
-        "evidence": list(cause.evidence) if cause else [],
-        "live": live,
-    }
+    data = {"sha256": sha256, **_compared(place, run, shard.shard, shard.rows, _features(place, known, shard))}
     place.journal.append(stream(line.name), [New("DriftChecked", data)])
-    if drifted:
+    if data["drifted"]:
         alert = Alert(
             tier="WARN",
-            title=f"{len(drifted)} feature(s) of {shard.shard} drifted from {run.version}'s training data",
+            title=f"{len(data['drifted'])} feature(s) of {shard.shard} drifted from {run.version}'s training data",
             owner=line.owner,
-            detail=cause.text if cause else "",
+            detail=data["cause"],
             key=f"drift/{run.version}/{shard.shard}",
         )
         send(alert, pipeline=line.name, journal=place.journal, settings=place.settings)
@@ -106,15 +92,20 @@ def live_drift(place: Place) -> dict[str, Any]:
         column.name: np.array([row[column.name] for row in asked], dtype=object if column.kind == "category" else np.float64)
         for column in line.outputs
     }
+    return _compared(place, run, "live traffic", len(asked), current)
+
+
+def _compared(place: Place, run: runs.Run, name: str, rows: int, features: Columns) -> dict[str, Any]:
+    """The features called `name` against the run's training data, with the cause where some drifted."""
     reference = _reference(place, run)
-    found = drift.compare(reference, Profile.of(current, like=reference))
+    found = drift.compare(reference, Profile.of(features, like=reference))
     drifted = sorted((row for row in found if row.drifted), key=lambda row: -row.effect)
     live = live_quality(place).get(run.version)
     cause = diagnose.explain(found, performance_before=_judged(run), performance_now=live) if drifted else None
     return {
-        "shard": "live traffic",
+        "shard": name,
         "reference": run.version,
-        "rows": len(asked),
+        "rows": rows,
         "features": describe(found),
         "drifted": [row.column for row in drifted],
         "cause": cause.text if cause else "",
