@@ -1,4 +1,4 @@
-"""What a user declares: Table, Label and Pipeline, and the roles its parts play. Building a pipeline runs nothing."""
+"""What a user declares: Table, Label and Pipeline. Building a pipeline runs nothing."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import dataclasses
 import importlib.util
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,37 +18,46 @@ from numpy.typing import NDArray
 from ct.clock import duration
 from ct.errors import InvalidPipeline
 from ct.ids import Json, check_name, describe, fingerprint
-
-Columns: TypeAlias = Mapping[str, NDArray[Any]]
-"""Column name → array [n]. Numbers float64 (NaN missing), times int64 microseconds since 1970 UTC (NaT missing), text object (None missing)."""
+from ct.roles import Check, Column, Columns, Feature, Personal
 
 
-@runtime_checkable
-class Check(Protocol):
-    """A rule over the rows of one shard."""
+@dataclass(frozen=True)
+class SchemaPolicy:
+    """What to do when a shard's columns differ from the contract, by kind of difference.
 
-    def columns(self) -> tuple[str, ...]:
-        """The columns it reads."""
-        ...
+    `added`: "reject", "ignore" (leave the column out) or "accept" (the table gains it). `missing`: "reject" or "null".
+    `widened` (the contract is wider, such as whole numbers for a float column): "cast" or "reject".
+    `narrowed` (the shard is wider): "reject", or "cast" where no value changes. `retyped`: always "reject".
+    `renamed` (a missing column and an added one that look alike): always "ask", which rejects and names both.
+    `category` (a text value that no earlier shard held): "accept", "warn" or "reject".
+    """
 
-    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
-        """True where a row breaks the rule, shape [n]. `past` holds the same columns of the newest published shard, None for the first."""
-        ...
+    added: str = "reject"
+    missing: str = "reject"
+    widened: str = "cast"
+    narrowed: str = "reject"
+    category: str = "accept"
 
-    def explain(self) -> str:
-        """The rule in a few words, for reports."""
-        ...
-
-    def limit(self) -> float:
-        """The share of rows that may break it, 0 for none."""
-        ...
+    def __post_init__(self) -> None:
+        allowed = {
+            "added": ("reject", "ignore", "accept"),
+            "missing": ("reject", "null"),
+            "widened": ("cast", "reject"),
+            "narrowed": ("reject", "cast"),
+            "category": ("accept", "warn", "reject"),
+        }
+        for name, values in allowed.items():
+            if getattr(self, name) not in values:
+                raise InvalidPipeline(f"SchemaPolicy({name}={getattr(self, name)!r})", f"one of {list(values)}", "choose one")
 
 
 @dataclass(frozen=True)
 class Table:
     """A table that grows by shards: its key, event time, owner and checks.
 
-    `key` is one column or several; `time` the event time's column.
+    `key` is one column or several; `time` the event time's column. `policy` says what a shard of other columns means, `personal` which
+    columns are dropped or keyed-hashed on arrival. `slices` names text columns by whose values shards are tagged and profiled, `tags` is
+    a function from a shard's columns to tags of your own {name: text, number or truth value}. Rows older than `retention` may be removed.
     """
 
     name: str
@@ -58,9 +66,19 @@ class Table:
     owner: str = ""
     description: str = ""
     checks: Sequence[Check] = ()
+    policy: SchemaPolicy = field(default_factory=SchemaPolicy)
+    personal: Sequence[Personal] = ()
+    slices: Sequence[str] = ()
+    tags: Callable[[Columns], Mapping[str, Any]] | None = None
+    retention: str = ""
+    columns: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         check_name(self.name, "table")
+        for name in ("personal", "slices"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if self.retention:
+            duration(self.retention)
         key = (self.key,) if isinstance(self.key, str) else tuple(self.key)
         if not key or not all(isinstance(column, str) and column for column in key):
             raise InvalidPipeline(f"table {self.name!r} has key {self.key!r}", "one column name or several", "name the key")
@@ -73,6 +91,17 @@ class Table:
                     f"{check!r} is not a check of table {self.name!r}",
                     "an object with columns(), violations(rows, past), explain() and limit()",
                     "use ct.NotNull, ct.Within, ct.Unique or your own check",
+                )
+        for part in self.personal:
+            if not isinstance(part, Personal):
+                raise InvalidPipeline(
+                    f"{part!r} in personal of table {self.name!r}", "ct.dropped or ct.keyed", "use one of them"
+                )
+            if part.column in (*key, self.time):
+                raise InvalidPipeline(
+                    f"table {self.name!r}: {part.column!r} is personal and the key or event time",
+                    "a key and a time that may be stored",
+                    "choose another key, or leave it out of personal",
                 )
 
     @property
@@ -99,82 +128,6 @@ class Label:
 
 
 @dataclass(frozen=True)
-class Column:
-    """One output of a feature. `kind` is "numeric" or "category"."""
-
-    name: str
-    kind: str
-
-
-@dataclass(frozen=True)
-class Lookup:
-    """The history a feature reads: the rows of `table` with the same `by` values that were known before a row's time.
-
-    Only rows whose `known_at` lies in [time - over, time) count. `by` names columns that both the table and the predicted row have.
-    Rows that became known at the same moment stand in the order of the columns `key`.
-    """
-
-    table: str
-    by: tuple[str, ...]
-    columns: tuple[str, ...]
-    known_at: str
-    over: timedelta
-    key: tuple[str, ...]
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """All columns of the table that it reads."""
-        return tuple(dict.fromkeys([*self.by, *self.columns, self.known_at, *self.key]))
-
-
-class History(Protocol):
-    """Rows that were known before, grouped by entity. See features/declare.py for the arrays behind it."""
-
-    def spans(
-        self, rows: Columns, times: NDArray[np.int64], lookup: Lookup
-    ) -> tuple[Columns, NDArray[np.int64], NDArray[np.int64]]:
-        """For each of n rows: its history, as rows [start, stop) of the returned columns, ordered by known-at."""
-        ...
-
-
-@runtime_checkable
-class Feature(Protocol):
-    """Something computed for a row from its own columns and from earlier rows."""
-
-    def outputs(self) -> tuple[Column, ...]:
-        """The columns it makes."""
-        ...
-
-    def inputs(self) -> tuple[str, ...]:
-        """The row's own columns it reads (those a request must carry)."""
-        ...
-
-    def lookups(self) -> tuple[Lookup, ...]:
-        """The histories it reads."""
-        ...
-
-    def compute(self, rows: Columns, times: NDArray[np.int64], history: History) -> dict[str, NDArray[Any]]:
-        """One array [n] for each output: float64 with NaN, or object with None."""
-        ...
-
-
-class Gate(Protocol):
-    """Decides whether a candidate may be rolled out. See evaluation/gate.py."""
-
-
-class Plan(Protocol):
-    """How a candidate gets traffic. See rollout/plans.py."""
-
-
-class Trigger(Protocol):
-    """Decides when to retrain. See control/triggers.py."""
-
-
-class Model(Protocol):
-    """What is trained. See training/declare.py."""
-
-
-@dataclass(frozen=True)
 class Pipeline:
     """The whole loop of one model as a value. The first table its label's column belongs to is `table`.
 
@@ -197,8 +150,8 @@ class Pipeline:
 
     def __post_init__(self) -> None:
         check_name(self.name, "pipeline")
-        for field in ("features", "retrain", "segments", "tables"):
-            object.__setattr__(self, field, tuple(getattr(self, field)))
+        for name in ("features", "retrain", "segments", "tables"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         faults = [*self._part_faults()]
         if not faults:
             faults += self._feature_faults()
@@ -212,20 +165,20 @@ class Pipeline:
     def _part_faults(self) -> list[str]:
         faults = []
         roles = {"table": Table, "label": Label}
-        for field, role in roles.items():
-            if not isinstance(getattr(self, field), role):
-                faults.append(f"{field} is {getattr(self, field)!r}, expected a ct.{role.__name__}")
+        for name, role in roles.items():
+            if not isinstance(getattr(self, name), role):
+                faults.append(f"{name} is {getattr(self, name)!r}, expected a ct.{role.__name__}")
         for part in self.features:
             if not isinstance(part, Feature):
                 faults.append(f"feature {part!r} lacks outputs(), inputs(), lookups() or compute()")
         if not self.features:
             faults.append("there are no features")
-        for field, method in (("model", "validate"), ("gate", "validate"), ("rollout", "validate")):
-            part = getattr(self, field)
+        for name, method in (("model", "validate"), ("gate", "validate"), ("rollout", "validate")):
+            part = getattr(self, name)
             if not callable(getattr(part, method, None)):
-                faults.append(f"{field} is {part!r}, expected a part with {method}()")
+                faults.append(f"{name} is {part!r}, expected a part with {method}()")
             else:
-                faults += [f"{field}: {fault}" for fault in part.validate()]
+                faults += [f"{name}: {fault}" for fault in part.validate()]
         for trigger in self.retrain:
             if not callable(getattr(trigger, "decide", None)):
                 faults.append(f"retrain holds {trigger!r}, expected a trigger such as ct.NewData")

@@ -27,6 +27,11 @@ class Settings(BaseModel):
     database_url: str = Field(
         default="", description="SQLAlchemy URL of the journal and catalogue; SQLite in `state` when empty."
     )
+    storage: str = Field(
+        default="",
+        description="Where tables, features and models are kept: a folder or s3://bucket/prefix; `state` when empty.",
+    )
+    online_url: str = Field(default="", description="The online store: redis://host:port/db; SQLite in `state` when empty.")
     ray_address: str = Field(default="", description="Ray cluster; empty means one that ct starts on this machine.")
     landing: Path = Field(
         default=Path("landing"), description="Folder where shards arrive, one subfolder a table, relative to root."
@@ -53,6 +58,12 @@ class Settings(BaseModel):
     def catalog_database(self) -> str:
         """The Iceberg catalogue's database URL."""
         return self.database_url or f"sqlite:///{self.home / 'catalog.db'}"
+
+    def place(self, name: str) -> str:
+        """The URI or absolute path of one part of the storage: warehouse, artifacts, features, quarantine."""
+        if self.storage.startswith("s3://"):
+            return f"{self.storage.rstrip('/')}/{name}"
+        return str((self.root / self.storage).resolve() / name if self.storage else self.home / name)
 
     @property
     def warehouse(self) -> Path:

@@ -8,7 +8,7 @@ import numpy as np
 
 from ct.clock import TurnableClock
 from ct.control.triggers import Observed
-from ct.pipeline import Check, Columns
+from ct.roles import Check, Columns
 from ct.store.journal import Journal
 
 __all__ = ["TurnableClock", "check_contract", "journal", "trigger_contract"]

@@ -26,9 +26,10 @@ from ct.features import build
 from ct.features.declare import to_spec
 from ct.features.encode import Encoder
 from ct.ids import describe
-from ct.pipeline import Columns, Pipeline
+from ct.pipeline import Pipeline
 from ct.registry import files, routes, versions
 from ct.registry.files import ModelSpec
+from ct.roles import Columns
 from ct.serving.runtime import Predictor
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts

@@ -17,8 +17,8 @@ from ct.features import build
 from ct.ids import describe
 from ct.monitoring import diagnose, drift, performance
 from ct.monitoring.alerts import Alert, send
-from ct.pipeline import Columns
 from ct.registry import routes
+from ct.roles import Columns
 from ct.store.journal import Journal, New
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
-from ct.pipeline import Check, Columns
+from ct.roles import Check, Columns, Past
 
 EXAMPLES = 3
 
@@ -44,7 +44,7 @@ class _NotNull:
     def columns(self) -> tuple[str, ...]:
         return self.names
 
-    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         return np.asarray(np.logical_or.reduce([missing(rows[name]) for name in self.names]), dtype=np.bool_)
 
     def explain(self) -> str:
@@ -79,7 +79,7 @@ class Within:
         """The column."""
         return (self.column,)
 
-    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True outside the bounds."""
         values = rows[self.column]
         return np.asarray((values < self.low) | (values > self.high))
@@ -105,7 +105,7 @@ class OneOf:
         """The column."""
         return (self.column,)
 
-    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True for any other text."""
         known = {*self.values, None}
         return np.fromiter((value not in known for value in rows[self.column]), dtype=np.bool_, count=len(rows[self.column]))
@@ -126,9 +126,10 @@ class _Unique:
     def columns(self) -> tuple[str, ...]:
         return self.names
 
-    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         keys = list(zip(*(rows[name] for name in self.names), strict=True))
-        earlier = set(zip(*(past[name] for name in self.names), strict=True)) if past else set()
+        known = past.newest(*self.names)
+        earlier = set(zip(*(known[name] for name in self.names), strict=True)) if known else set()
         often = Counter(keys)
         return np.fromiter((often[key] > 1 or key in earlier for key in keys), dtype=np.bool_, count=len(keys))
 
@@ -171,12 +172,13 @@ class Steady:
     def _by(self) -> tuple[str, ...]:
         return (self.by,) if isinstance(self.by, str) else tuple(self.by)
 
-    def violations(self, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True for rows that are far from their group's earlier median."""
-        if past is None:
+        known = past.newest(*self.columns())
+        if known is None:
             return np.zeros(len(rows[self.column]), dtype=np.bool_)
         groups: dict[tuple[str, ...], list[float]] = {}
-        for group, value in zip(zip(*(past[name] for name in self._by), strict=True), past[self.column], strict=True):
+        for group, value in zip(zip(*(known[name] for name in self._by), strict=True), known[self.column], strict=True):
             if not np.isnan(value):
                 groups.setdefault(group, []).append(value)
         usual = {group: float(np.median(values)) for group, values in groups.items()}
@@ -198,7 +200,7 @@ def _share(share: float) -> float:
     return share
 
 
-def run(checks: Iterable[Check], rows: Columns, past: Columns | None, *, time: str = "") -> tuple[Reason, ...]:
+def run(checks: Iterable[Check], rows: Columns, past: Past, *, time: str = "") -> tuple[Reason, ...]:
     """The checks that the rows break beyond their limit, and where the broken rows sit; `time` names the event time's column.
 
     Raises InvalidPipeline when a check itself fails.
@@ -215,7 +217,7 @@ def run(checks: Iterable[Check], rows: Columns, past: Columns | None, *, time: s
     return tuple(reasons)
 
 
-def _broken(check: Check, rows: Columns, past: Columns | None) -> NDArray[np.bool_]:
+def _broken(check: Check, rows: Columns, past: Past) -> NDArray[np.bool_]:
     total = len(next(iter(rows.values()))) if rows else 0
     try:
         broken = np.asarray(check.violations(rows, past), dtype=np.bool_)

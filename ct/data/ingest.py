@@ -28,7 +28,8 @@ from ct.data.profile import Profile
 from ct.data.tables import Attempt, ShardFile, Warehouse
 from ct.errors import Conflict, InvalidShard
 from ct.ids import fingerprint, sha256_file
-from ct.pipeline import Columns, Table
+from ct.pipeline import Table
+from ct.roles import Columns
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal, New

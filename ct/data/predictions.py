@@ -30,7 +30,7 @@ from ct.data.tables import Warehouse
 from ct.errors import InvalidRequest, Unavailable
 from ct.ids import canonical, sha256
 from ct.settings import Settings
-from ct.store.artifacts import sync_folder
+from ct.store.files import sync_folder
 
 TABLE = "predictions"
 Record = dict[str, Any]

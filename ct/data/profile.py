@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ct.data.columns import NO_TIME
 from ct.errors import Corrupt
 from ct.ids import canonical
-from ct.pipeline import Columns
+from ct.roles import Columns
 
 BINS = 32
 TOP = 64

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from ct.errors import Conflict, Corrupt, NotFound
 from ct.settings import Settings
-from ct.store.artifacts import sync_folder
+from ct.store.files import sync_folder
 
 if TYPE_CHECKING:
     from pyiceberg.catalog.sql import SqlCatalog
@@ -35,7 +35,10 @@ _TRIES = 20
 
 @dataclass(frozen=True)
 class ShardFile:
-    """One published shard: a Parquet file of a snapshot. `time_min` and `time_max` are event times in microseconds UTC."""
+    """One published shard: a Parquet file of a snapshot. `time_min` and `time_max` are event times in microseconds UTC.
+
+    `sha256` names the file that arrived, for ever; `content` the rows as they are now, which an erasure changes.
+    """
 
     table: str
     shard: str
@@ -46,6 +49,12 @@ class ShardFile:
     time_min: int
     time_max: int
     tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    content: str = ""
+
+    @property
+    def identity(self) -> str:
+        """What everything made from these rows is keyed by."""
+        return self.content or self.sha256
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from ct.data.tables import ShardFile
 from ct.errors import CtError, InvalidPipeline, NotFound
 from ct.features.transform import TableHistory, key_text, lookups_of, span_us, texts, transform
 from ct.ids import canonical, sha256
-from ct.pipeline import Column, Feature, Label, Lookup, Pipeline
+from ct.pipeline import Label, Pipeline
+from ct.roles import Column, Feature, Lookup
 
 FORMAT = 1
 """Part of every part's key: raise it when the same definitions shall give other values."""

@@ -21,7 +21,8 @@ from ct.clock import duration
 from ct.errors import Corrupt, InvalidPipeline
 from ct.features import spans
 from ct.features.transform import numbers, texts
-from ct.pipeline import Column, Columns, Feature, History, Lookup, Table
+from ct.pipeline import Table
+from ct.roles import Column, Columns, Feature, History, Lookup
 
 Made = dict[str, NDArray[Any]]
 Times = NDArray[np.int64]

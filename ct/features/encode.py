@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct.ids import canonical
-from ct.pipeline import Column, Columns
+from ct.roles import Column, Columns
 
 MISSING, UNKNOWN = 0, 1
 CLIP = 8.0

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.tables import ShardFile
 from ct.features.transform import Spans, key_text, packed, span_us
-from ct.pipeline import Columns, Lookup
+from ct.roles import Columns, Lookup
 
 FORMAT = 3
 LOG_ROWS = 10_000

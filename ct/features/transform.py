@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
-from ct.pipeline import Columns, Feature, History, Lookup
+from ct.roles import Columns, Feature, History, Lookup
 
 Ints = NDArray[np.int64]
 Spans = tuple[Columns, Ints, Ints]

@@ -18,9 +18,9 @@ from ct.data import labels, predictions
 from ct.data.columns import NO_TIME, from_rows
 from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
 from ct.features.online import OnlineStore
-from ct.pipeline import Columns
 from ct.registry import routes
 from ct.registry.routes import Route
+from ct.roles import Columns
 from ct.serving.router import CANARY, STABLE, Assignment, assign
 from ct.serving.runtime import Predictor
 from ct.serving.slots import Live, Slot, Slots

@@ -15,9 +15,9 @@ from ct.errors import Corrupt
 from ct.features.declare import from_spec
 from ct.features.encode import Encoder
 from ct.features.transform import lookups_of, transform
-from ct.pipeline import Columns, Feature, History, Lookup
 from ct.registry import files
 from ct.registry.files import ModelSpec
+from ct.roles import Columns, Feature, History, Lookup
 
 TOLERANCE = 1e-5
 _CHUNK = 65_536

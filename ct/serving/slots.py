@@ -10,9 +10,9 @@ from functools import cached_property
 from time import monotonic
 
 from ct.errors import Conflict, Unavailable
-from ct.pipeline import Lookup
 from ct.registry import files
 from ct.registry.routes import Arm, Route
+from ct.roles import Lookup
 from ct.serving.router import CANARY, Circuit
 from ct.serving.runtime import Predictor
 from ct.store.artifacts import Artifacts

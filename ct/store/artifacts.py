@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ct.errors import Corrupt, NotFound
 from ct.ids import canonical, sha256, sha256_file
+from ct.store.files import sync_folder
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
@@ -73,12 +74,3 @@ class Artifacts:
     def get_set(self, digest: str) -> dict[str, bytes]:
         """All files of a set, every byte checked. Raises NotFound or Corrupt."""
         return {name: self.get(value) for name, value in self.manifest(digest).items()}
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's entries durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from ct.ids import canonical, sha256, sha256_file
-from ct.store.artifacts import sync_folder
+from ct.store.files import sync_folder
 
 Tensors = Mapping[str, NDArray[Any]]
 _KEPT = 2

@@ -13,7 +13,7 @@ from ct.data.checks import NotNull, OneOf, Steady, Unique, Within, run
 from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
 from ct.ids import fingerprint
-from ct.pipeline import Check, Columns
+from ct.roles import Check, Columns
 
 DAY = 86_400_000_000
 

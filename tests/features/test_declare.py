@@ -19,7 +19,7 @@ from ct.errors import Corrupt, InvalidPipeline
 from ct.features.declare import category, cyclic, from_spec, latest, numeric, to_spec, window
 from ct.features.transform import TableHistory
 from ct.ids import fingerprint
-from ct.pipeline import Feature
+from ct.roles import Feature
 
 NOTHING = TableHistory({})
 NOW = np.array([0])

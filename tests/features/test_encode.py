@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from worlds import text
 
 from ct.features.encode import CLIP, MISSING, UNKNOWN, Encoder
-from ct.pipeline import Column
+from ct.roles import Column
 
 OUTPUTS = (Column("town", "category"), Column("leg", "numeric"), Column("late", "numeric"))
 TRAIN = {

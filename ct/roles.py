@@ -1,0 +1,152 @@
+"""The roles that a pipeline's parts play, each of one to four methods, and the values that pass between them. A user's object may play any."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Columns: TypeAlias = Mapping[str, NDArray[Any]]
+"""Column name → array [n]. Numbers float64 (NaN missing), times int64 microseconds since 1970 UTC (NaT missing), text object (None missing)."""
+
+
+class Past(Protocol):
+    """What a check may know beyond the arriving rows: the moment of arrival, and what was published before."""
+
+    @property
+    def now(self) -> int:
+        """When the shard arrived, in microseconds UTC."""
+        ...
+
+    def sizes(self) -> tuple[int, ...]:
+        """Rows of each published shard, oldest first."""
+        ...
+
+    def newest(self, *columns: str) -> Columns | None:
+        """Columns of the newest published shard, None before the first one."""
+        ...
+
+    def quantiles(self, column: str, *shares: float) -> tuple[float, ...] | None:
+        """Quantiles of a column of numbers over all published shards, out of their profiles; None where nothing is known."""
+        ...
+
+    def values(self, column: str) -> frozenset[str] | None:
+        """The texts of a column that published shards held, out of their profiles; None where nothing is known."""
+        ...
+
+
+@runtime_checkable
+class Check(Protocol):
+    """A rule over the rows of one shard."""
+
+    def columns(self) -> tuple[str, ...]:
+        """The columns it reads."""
+        ...
+
+    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
+        """True where a row breaks the rule, shape [n]; or one truth value, shape [], where the shard as a whole does."""
+        ...
+
+    def explain(self) -> str:
+        """The rule in a few words, for reports."""
+        ...
+
+    def limit(self) -> float:
+        """The share of rows that may break it, 0 for none."""
+        ...
+
+
+@runtime_checkable
+class Personal(Protocol):
+    """What becomes of a personal column before anything else sees it."""
+
+    @property
+    def column(self) -> str:
+        """The column's name."""
+        ...
+
+    def veil(self, values: Sequence[Any], key: bytes) -> Sequence[str | None] | None:
+        """What is stored instead of the values [n]; None to store nothing. `key` is the project's secret."""
+        ...
+
+
+@dataclass(frozen=True)
+class Column:
+    """One output of a feature. `kind` is "numeric" or "category"."""
+
+    name: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Lookup:
+    """The history a feature reads: the rows of `table` with the same `by` values that were known before a row's time.
+
+    Only rows whose `known_at` lies in [time - over, time) count. `by` names columns that both the table and the predicted row have.
+    Rows that became known at the same moment stand in the order of `hashing.row_hash` of
+    their columns `key`. `where` leaves out rows of the table: each (column, "==" "!=" "<" "<=" ">" or ">=", text or number) must hold.
+    """
+
+    table: str
+    by: tuple[str, ...]
+    columns: tuple[str, ...]
+    known_at: str
+    over: timedelta
+    key: tuple[str, ...]
+    where: tuple[tuple[str, str, str | float], ...] = ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """All columns of the table that it reads."""
+        return tuple(dict.fromkeys([*self.by, *self.columns, self.known_at, *self.key, *(part[0] for part in self.where)]))
+
+
+class History(Protocol):
+    """Rows that were known before, grouped by entity. See features/declare.py for the arrays behind it."""
+
+    def spans(
+        self, rows: Columns, times: NDArray[np.int64], lookup: Lookup
+    ) -> tuple[Columns, NDArray[np.int64], NDArray[np.int64]]:
+        """For each of n rows: its history, as rows [start, stop) of the returned columns, ordered by known-at."""
+        ...
+
+
+@runtime_checkable
+class Feature(Protocol):
+    """Something computed for a row from its own columns and from earlier rows."""
+
+    def outputs(self) -> tuple[Column, ...]:
+        """The columns it makes."""
+        ...
+
+    def inputs(self) -> tuple[str, ...]:
+        """The row's own columns it reads (those a request must carry)."""
+        ...
+
+    def lookups(self) -> tuple[Lookup, ...]:
+        """The histories it reads."""
+        ...
+
+    def compute(self, rows: Columns, times: NDArray[np.int64], history: History) -> dict[str, NDArray[Any]]:
+        """One array [n] for each output: float64 with NaN, or object with None."""
+        ...
+
+
+class Gate(Protocol):
+    """Decides whether a candidate may be rolled out. See evaluation/gate.py."""
+
+
+class Plan(Protocol):
+    """How a candidate gets traffic. See rollout/plans.py."""
+
+
+class Trigger(Protocol):
+    """Decides when to retrain. See control/triggers.py."""
+
+
+class Model(Protocol):
+    """What is trained. See training/declare.py."""
