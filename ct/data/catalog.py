@@ -1,7 +1,9 @@
-"""What the journal says of a table: its contract, its published shards, its quarantine. Folds only."""
+"""What the journal says of a table: its contract, its published shards, its quarantine, its history. Folds only."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -10,7 +12,9 @@ from ct.data.columns import kind_of
 from ct.data.reading import TYPES
 from ct.data.tables import ShardFile
 from ct.errors import NotFound
-from ct.store.journal import Event, Journal
+from ct.store.journal import Event, Journal, New
+
+REQUESTED, REWRITTEN, VERIFIED, INCOMPLETE = "ErasureRequested", "ShardsRewritten", "ErasureVerified", "ErasureIncomplete"
 
 
 def stream(table: str) -> str:
@@ -34,8 +38,45 @@ def kinds(journal: Journal, table: str) -> dict[str, str]:
 
 
 def published(journal: Journal, table: str) -> tuple[ShardFile, ...]:
-    """Every published shard, in order of publication."""
-    return tuple(_shard(event) for event in journal.read(stream(table), types=["ShardPublished"]))
+    """Every published shard that still has rows, in order of publication."""
+    return tuple(shard for shard in arrived(journal, table) if shard.rows)
+
+
+def arrived(journal: Journal, table: str) -> tuple[ShardFile, ...]:
+    """Every shard that was ever published, as it is now, in order of publication; one that is gone has no rows.
+
+    `ErasureRequested` says which places of a shard are left out from that moment on, `ShardsRewritten` where shards lie now.
+    """
+    shards: dict[str, ShardFile] = {}
+    for event in journal.read(stream(table), types=["ShardPublished", REQUESTED, REWRITTEN]):
+        if event.type == "ShardPublished":
+            shards[event.data["sha256"]] = _shard(event)
+            continue
+        place = {"path": event.data["file"], "without": ()} if event.type == REWRITTEN else {}
+        for digest, changed in event.data["shards"].items():
+            shards[digest] = _changed(shards[digest], {**place, **changed})
+        for digest in event.data.get("gone", ()):
+            shards[digest] = replace(shards[digest], path="", rows=0, without=())
+    return tuple(shards.values())
+
+
+def resolve(journal: Journal, table: str, digests: Collection[str]) -> tuple[ShardFile, ...]:
+    """The published shards among those of the SHA-256 `digests`, where and as they are now."""
+    wanted = frozenset(digests)
+    return tuple(shard for shard in published(journal, table) if shard.sha256 in wanted)
+
+
+def moved(
+    rewrite: str, reason: str, file: str, shards: Mapping[str, Mapping[str, Any]], gone: Collection[str] = (), **more: Any
+) -> New:
+    """The event that says where `shards` lie now: in `file`, from row "start" on. `gone` names those of which nothing is left."""
+    data = {"rewrite": rewrite, "reason": reason, "file": file, "shards": {k: dict(v) for k, v in shards.items()}}
+    return New(REWRITTEN, {**data, "gone": sorted(gone), **more})
+
+
+def rewrites(journal: Journal, table: str) -> frozenset[str]:
+    """The names of the rewritings that the journal knows."""
+    return frozenset(event.data["rewrite"] for event in journal.read(stream(table), types=[REWRITTEN]))
 
 
 def quarantined(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
@@ -78,3 +119,12 @@ def _shard(event: Event) -> ShardFile:
         time_max=data["time_max"],
         tags=data["tags"],
     )
+
+
+def _changed(shard: ShardFile, data: Mapping[str, Any]) -> ShardFile:
+    fields = {name: data[name] for name in ("path", "rows", "start", "time_min", "time_max", "content") if name in data}
+    if "without" in data:
+        fields["without"] = tuple(data["without"])
+    if "tags" in data:
+        fields["tags"] = {**shard.tags, **data["tags"]}
+    return replace(shard, **fields)

@@ -37,7 +37,8 @@ _TRIES = 20
 class ShardFile:
     """One published shard: a Parquet file of a snapshot. `time_min` and `time_max` are event times in microseconds UTC.
 
-    `sha256` names the file that arrived, for ever; `content` the rows as they are now, which an erasure changes.
+    `sha256` names the file that arrived, for ever; `content` the rows as they are now, which an erasure changes. Its rows lie in `path`
+    from row `start` on, less those at the places `without`: `shards.read` is the door to them.
     """
 
     table: str
@@ -50,6 +51,8 @@ class ShardFile:
     time_max: int
     tags: Mapping[str, Any] = field(default_factory=dict, hash=False)
     content: str = ""
+    start: int = 0
+    without: tuple[int, ...] = ()
 
     @property
     def identity(self) -> str:
