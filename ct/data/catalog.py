@@ -23,8 +23,8 @@ def stream(table: str) -> str:
 
 
 def contract(journal: Journal, table: str) -> pa.Schema | None:
-    """The schema every shard must have, None before the first one."""
-    for event in journal.read(stream(table), types=["TableCreated"]):
+    """The schema every shard must have, None before the first one. Shards that are older than a column have it missing."""
+    for event in reversed(tuple(journal.read(stream(table), types=["TableCreated", "ContractChanged"]))):
         return pa.schema([(name, TYPES[text]) for name, text in event.data["schema"]])
     return None
 
