@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ct.clock import duration
 from ct.errors import InvalidPipeline
 from ct.ids import Json, check_name, describe, fingerprint
-from ct.roles import Check, Column, Columns, Feature, Personal
+from ct.roles import Check, Column, Columns, Feature, Personal, Selector
 
 
 @dataclass(frozen=True)
@@ -131,6 +131,7 @@ class Label:
 class Pipeline:
     """The whole loop of one model as a value. The first table its label's column belongs to is `table`.
 
+    `rows` chooses which of the rows before the holdout train; several selectors must agree on a row.
     Raises InvalidPipeline naming every fault found in its parts.
     """
 
@@ -147,10 +148,13 @@ class Pipeline:
     holdout: str = "14d"
     owner: str = ""
     description: str = ""
+    rows: Selector | Sequence[Selector] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "pipeline")
-        for name in ("features", "retrain", "segments", "tables"):
+        if not isinstance(self.rows, (list, tuple)):
+            object.__setattr__(self, "rows", (self.rows,))
+        for name in ("features", "retrain", "segments", "tables", "rows"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         faults = [*self._part_faults()]
         if not faults:
@@ -182,6 +186,11 @@ class Pipeline:
         for trigger in self.retrain:
             if not callable(getattr(trigger, "decide", None)):
                 faults.append(f"retrain holds {trigger!r}, expected a trigger such as ct.NewData")
+        for chooser in self.selectors:
+            if not isinstance(chooser, Selector):
+                faults.append(f"rows holds {chooser!r}, expected a selector such as ct.newest")
+            elif unknown := sorted(set(chooser.segments()) - set(self.segments)):
+                faults.append(f"rows reads {unknown}, which {'is' if len(unknown) == 1 else 'are'} not in segments")
         duration(self.holdout)
         return faults
 
@@ -216,6 +225,11 @@ class Pipeline:
     def all_tables(self) -> tuple[Table, ...]:
         """The predicted table first, then the others."""
         return (self.table, *(table for table in self.tables if table.name != self.table.name))
+
+    @property
+    def selectors(self) -> tuple[Selector, ...]:
+        """What chooses the training rows; all of them must agree. None of them: every row trains."""
+        return (self.rows,) if isinstance(self.rows, Selector) else tuple(self.rows)
 
     @property
     def request_columns(self) -> tuple[str, ...]:

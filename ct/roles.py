@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -28,6 +28,10 @@ class Past(Protocol):
 
     def newest(self, *columns: str) -> Columns | None:
         """Columns of the newest published shard, None before the first one."""
+        ...
+
+    def each(self, *columns: str, shards: int | None = None) -> Iterator[Columns]:
+        """Columns of the published shards (of the newest `shards` of them), newest first, in parts that fit into memory."""
         ...
 
     def quantiles(self, column: str, *shares: float) -> tuple[float, ...] | None:
@@ -76,10 +80,18 @@ class Personal(Protocol):
 
 @dataclass(frozen=True)
 class Column:
-    """One output of a feature. `kind` is "numeric" or "category"."""
+    """One output of a feature. `kind` is "numeric" or "category".
+
+    How the model sees it is fitted on the training rows: a number standardized if `scaled`, or in one of `bins` quantile bins; a category
+    by a vocabulary in which values seen fewer than `rare` times share a bucket, or in one of `hashed` buckets.
+    """
 
     name: str
     kind: str
+    scaled: bool = True
+    bins: int = 0
+    rare: int = 5
+    hashed: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,38 @@ class Feature(Protocol):
 
     def compute(self, rows: Columns, times: NDArray[np.int64], history: History) -> dict[str, NDArray[Any]]:
         """One array [n] for each output: float64 with NaN, or object with None."""
+        ...
+
+
+@dataclass(frozen=True)
+class Offered:
+    """Rows that may train, n of them in any order.
+
+    `times` are event times (int64 microseconds UTC), `keys` hashes of the rows' keys (int64), `segments` texts by segment (object, None
+    missing), `shards` each row's place in `tags`, which are the tags of the shards that the rows arrived in.
+    """
+
+    times: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    segments: Columns
+    shards: NDArray[np.int64]
+    tags: Sequence[Mapping[str, Any]]
+
+
+@runtime_checkable
+class Selector(Protocol):
+    """Chooses training rows. It never touches the rows that judge."""
+
+    def segments(self) -> tuple[str, ...]:
+        """The pipeline's segments it reads."""
+        ...
+
+    def chosen(self, rows: Offered) -> NDArray[np.bool_]:
+        """True where a row trains, shape [n]; the same rows in whatever order they are offered."""
+        ...
+
+    def explain(self) -> str:
+        """The choice in a few words, for reports."""
         ...
 
 
