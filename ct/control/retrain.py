@@ -13,12 +13,14 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ct.clock import duration
 from ct.control import runs
-from ct.data import catalog
+from ct.data import catalog, slices
 from ct.data.columns import to_columns
+from ct.data.hashing import row_hash
 from ct.data.profile import Profile
 from ct.errors import NotFound
 from ct.evaluation import gate, metrics, stats, windows
@@ -29,10 +31,11 @@ from ct.ids import describe
 from ct.pipeline import Pipeline
 from ct.registry import files, routes, versions
 from ct.registry.files import ModelSpec
-from ct.roles import Columns
+from ct.roles import Columns, Offered
 from ct.serving.runtime import Predictor
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
+from ct.store.files import open_input
 from ct.store.journal import Journal
 from ct.training import export, trainer
 from ct.training.data import TrainingSet
@@ -53,7 +56,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Rows:
-    """A run's rows: the features, and which of them train and judge."""
+    """A run's rows: the features, which of them train and judge, and what the pipeline's selectors left of those that train."""
 
     columns: Columns
     label: NDArray[np.float64]
@@ -61,6 +64,7 @@ class Rows:
     split: windows.Split
     digest: str
     built: int
+    selection: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -109,23 +113,58 @@ def inputs(place: Place) -> dict[str, Any]:
 def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     """Build or reuse the run's features and split them."""
     on_step("features")
-    line = place.pipeline
-    made = build.build(line, shards_of(place, run), folder=place.settings.home / "features")
+    line, shards = place.pipeline, shards_of(place, run)
+    made = build.build(line, shards, folder=place.settings.home / "features")
     table = build.read(made)
     times, known_at = table["_time"].to_numpy(), table["_known_at"].to_numpy()
     label = table["_label"].to_numpy()
     split = windows.split(times, known_at, label, holdout_us=int(duration(line.holdout).total_seconds() * 1e6))
     segments = {name: np.asarray(table[f"segment:{name}"].to_pylist(), dtype=object) for name in line.segments}
     columns = to_columns(table.select([column.name for column in line.outputs]))
-    return Rows(columns, label, segments, split, made.digest, sum(part.built for part in made.parts))
+    built = sum(part.built for part in made.parts)
+    if not line.rows:
+        return Rows(columns, label, segments, split, made.digest, built)
+    keys = row_hash(to_columns(table.select(_PLACE)), _PLACE)
+    homes = _homes(made, keys)
+    tags = {shard.shard: shard.tags for shard in shards[line.table.name]}
+    train = split.train.copy()
+    train[train] = slices.chosen(
+        line.selectors,
+        Offered(
+            times=times[train],
+            keys=keys[train],
+            segments=take(segments, train),
+            shards=homes[train],
+            tags=[tags[part.shard] for part in made.parts],
+        ),
+    )
+    selection = {
+        "rule": "; ".join(part.explain() for part in line.selectors),
+        "of": int(split.train.sum()),
+        "rows": int(train.sum()),
+    }
+    split = windows.Split(windows.enough(train, label, "to train on"), split.judge, split.window)
+    return Rows(columns, label, segments, split, made.digest, built, selection)
+
+
+_PLACE = ["_key", "_time"]
+
+
+def _homes(made: build.FeatureSet, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The place in `made.parts` of each row's part, shape [n]."""
+    found = []
+    for part in made.parts:
+        with open_input(part.path) as source:
+            found.append(row_hash(to_columns(pq.read_table(source, columns=_PLACE)), _PLACE))
+    owner = np.repeat(np.arange(len(found)), [len(part) for part in found])
+    every = np.concatenate(found)
+    order = np.argsort(every, kind="stable")
+    return owner[order[np.searchsorted(every, keys, sorter=order)]]
 
 
 def shards_of(place: Place, run: runs.Run) -> dict[str, list[Any]]:
     """The run's shards by table, as the catalogue knows them."""
-    return {
-        name: [shard for shard in catalog.published(place.journal, name) if shard.sha256 in set(digests)]
-        for name, digests in run.shards.items()
-    }
+    return {name: list(catalog.resolve(place.journal, name, digests)) for name, digests in run.shards.items()}
 
 
 def carry_out(
@@ -172,6 +211,7 @@ def carry_out(
         "features_built": data.built,
         "rows": int(data.split.train.sum()),
         "rows_judged": int(data.split.judge.sum()),
+        "selection": dict(data.selection),
         "workers": workers,
         "seconds": round(monotonic() - begun, 2),
         "profile": place.artifacts.put(profile.to_json()),

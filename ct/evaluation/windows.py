@@ -49,11 +49,17 @@ def split(
     train = labelled & (times < start) & (known_at < start)
     judge = labelled & (times >= start)
     for mask, what in ((train, "to train on"), (judge, "to judge on")):
-        count, positive = int(mask.sum()), int(label[mask].sum()) if mask.any() else 0
-        if count < minimum or positive in (0, count):
-            raise TrainingFailed(
-                f"{count} rows {what}, {positive} of them positive",
-                f"at least {minimum} rows of both classes",
-                "let more data land or shorten the pipeline's holdout",
-            )
+        enough(mask, label, what, minimum=minimum)
     return Split(train, judge, Window(start, stop))
+
+
+def enough(mask: NDArray[np.bool_], label: NDArray[np.float64], what: str, *, minimum: int = 200) -> NDArray[np.bool_]:
+    """The mask [n]. Raises TrainingFailed when it leaves fewer than `minimum` rows or only one class."""
+    count, positive = int(mask.sum()), int(label[mask].sum()) if mask.any() else 0
+    if count < minimum or positive in (0, count):
+        raise TrainingFailed(
+            f"{count} rows {what}, {positive} of them positive",
+            f"at least {minimum} rows of both classes",
+            "let more data land, shorten the pipeline's holdout or choose more rows",
+        )
+    return mask
