@@ -10,10 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ct.control.triggers import Drift, Every, NewData
-    from ct.data.checks import NotNull, OneOf, Steady, Unique, Within
+    from ct.data.checks import quarantine, warn
+    from ct.data.rules.compare import Compare
+    from ct.data.rules.fresh import Fresh
+    from ct.data.rules.keep_last import KeepLast
+    from ct.data.rules.not_null import NotNull
+    from ct.data.rules.one_of import OneOf
+    from ct.data.rules.present import Present
+    from ct.data.rules.row_count import RowCount
+    from ct.data.rules.rule import Rule
+    from ct.data.rules.steady import Steady
+    from ct.data.rules.unique import Unique
+    from ct.data.rules.usual import Usual
+    from ct.data.rules.varied import Varied
+    from ct.data.rules.within import Within
+    from ct.data.slices import newest, only, tagged
     from ct.errors import CtError
     from ct.evaluation.gate import Gate, auc, ece
-    from ct.features.declare import category, cyclic, latest, numeric, window
+    from ct.features.kinds.about import about
+    from ct.features.kinds.category import category, cross
+    from ct.features.kinds.cyclic import cyclic
+    from ct.features.kinds.latest import latest
+    from ct.features.kinds.numeric import numeric
+    from ct.features.kinds.own import feature
+    from ct.features.kinds.ratio import ratio
+    from ct.features.kinds.window import window
     from ct.pipeline import Label, Pipeline, Table
     from ct.rollout.plans import BlueGreen, Canary, Shadow, error_rate, latency, quality
     from ct.training import models
@@ -22,41 +43,79 @@ if TYPE_CHECKING:
 __all__ = [
     "BlueGreen",
     "Canary",
+    "Compare",
     "CtError",
     "Drift",
     "Every",
+    "Fresh",
     "Gate",
+    "KeepLast",
     "Label",
     "NewData",
     "NotNull",
     "OneOf",
     "Pipeline",
+    "Present",
+    "RowCount",
+    "Rule",
     "Search",
     "Shadow",
     "Steady",
     "Table",
     "Torch",
     "Unique",
+    "Usual",
+    "Varied",
     "Within",
+    "about",
     "auc",
     "category",
+    "cross",
     "cyclic",
     "ece",
     "error_rate",
+    "feature",
     "latency",
     "latest",
     "models",
+    "newest",
     "numeric",
+    "only",
     "quality",
+    "quarantine",
+    "ratio",
+    "tagged",
+    "warn",
     "window",
 ]
 
 _HOMES = {
     "ct.control.triggers": ("Drift", "Every", "NewData"),
-    "ct.data.checks": ("NotNull", "OneOf", "Steady", "Unique", "Within"),
+    "ct.data.checks": ("quarantine", "warn"),
+    "ct.data.rules.compare": ("Compare",),
+    "ct.data.rules.fresh": ("Fresh",),
+    "ct.data.rules.keep_last": ("KeepLast",),
+    "ct.data.rules.not_null": ("NotNull",),
+    "ct.data.rules.one_of": ("OneOf",),
+    "ct.data.rules.present": ("Present",),
+    "ct.data.rules.row_count": ("RowCount",),
+    "ct.data.rules.rule": ("Rule",),
+    "ct.data.rules.steady": ("Steady",),
+    "ct.data.rules.unique": ("Unique",),
+    "ct.data.rules.usual": ("Usual",),
+    "ct.data.rules.varied": ("Varied",),
+    "ct.data.rules.within": ("Within",),
+    "ct.data.slices": ("newest", "only", "tagged"),
     "ct.errors": ("CtError",),
     "ct.evaluation.gate": ("Gate", "auc", "ece"),
-    "ct.features.declare": ("category", "cyclic", "latest", "numeric", "window"),
+    "ct.features.kinds.about": ("about",),
+    "ct.features.kinds.category": ("category", "cross"),
+    "ct.features.kinds.cyclic": ("cyclic",),
+    "ct.features.kinds.latest": ("latest",),
+    "ct.features.kinds.numeric": ("numeric",),
+    "ct.features.kinds.own": ("feature",),
+    "ct.features.kinds.ratio": ("ratio",),
+    "ct.features.kinds.window": ("window",),
     "ct.pipeline": ("Label", "Pipeline", "Table"),
     "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow", "error_rate", "latency", "quality"),
     "ct.training.declare": ("Search", "Torch"),

@@ -8,10 +8,11 @@ import numpy as np
 
 from ct.clock import TurnableClock
 from ct.control.triggers import Observed
-from ct.roles import Check, Columns
+from ct.data.past import Before
+from ct.roles import Check, Columns, Past
 from ct.store.journal import Journal
 
-__all__ = ["TurnableClock", "check_contract", "journal", "trigger_contract"]
+__all__ = ["Before", "TurnableClock", "check_contract", "journal", "trigger_contract"]
 
 
 def journal(folder: Path) -> Journal:
@@ -19,13 +20,17 @@ def journal(folder: Path) -> Journal:
     return Journal(f"sqlite:///{folder / 'journal.db'}", actor="test")
 
 
-def check_contract(check: Check, rows: Columns) -> None:
-    """Assert that `check` behaves as a check must on `rows`: one boolean a row, the rows untouched, twice the same answer."""
-    assert isinstance(check, Check), f"{check!r} lacks a method of ct.pipeline.Check"
+def check_contract(check: Check, rows: Columns, past: Past | None = None) -> None:
+    """Assert that `check` behaves as a check must on `rows`: one truth value a row or one for the shard, the rows untouched, twice the same answer.
+
+    `past` is what it may know of earlier shards: `Before(now, shards)`; without it there are none.
+    """
+    assert isinstance(check, Check), f"{check!r} lacks a method of ct.roles.Check"
     count = len(next(iter(rows.values())))
+    past = past or Before()
     before = {name: values.copy() for name, values in rows.items()}
-    first, second = check.violations(rows, None), check.violations(rows, None)
-    assert first.shape == (count,), f"violations() gave shape {first.shape}, expected ({count},)"
+    first, second = check.violations(rows, past), check.violations(rows, past)
+    assert first.shape in ((count,), ()), f"violations() gave shape {first.shape}, expected ({count},) or ()"
     assert first.dtype == np.bool_, f"violations() gave {first.dtype}, expected bool"
     assert np.array_equal(first, second), "violations() gave two answers for the same rows"
     assert all(_same(before[name], rows[name]) for name in before), "violations() changed its input"

@@ -1,25 +1,27 @@
-"""Quality checks: rules over the rows of one arriving shard, and running them. Pure; what follows from a breach is ingest's business."""
+"""Running quality checks over the rows of one arriving shard, and what follows from a breach. Pure; the kinds of check are in `rules`."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ct.data.columns import NO_TIME
+from ct.data.columns import NO_TIME, Rows, codes, count, is_text, missing, texts
+from ct.data.past import Before
 from ct.errors import InvalidPipeline
 from ct.roles import Check, Columns, Past
 
 EXAMPLES = 3
+REJECT, QUARANTINE, WARN = "reject", "quarantine", "warn"
 
 
 @dataclass(frozen=True)
 class Reason:
-    """Why a shard was refused: the check, what was found, the number of rows, and a few of them."""
+    """Why a shard was refused, rows set aside or a warning given: the check, what was found, the number of rows, and a few of them."""
 
     check: str
     found: str
@@ -27,223 +29,178 @@ class Reason:
     examples: tuple[str, ...] = ()
 
 
-def missing(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """True where a value is missing, shape [n]."""
-    if values.dtype == object:
-        return np.fromiter((value is None for value in values), dtype=np.bool_, count=len(values))
-    if values.dtype.kind == "f":
-        return np.asarray(np.isnan(values), dtype=np.bool_)
-    return np.asarray(values == NO_TIME, dtype=np.bool_)
+@dataclass(frozen=True)
+class Example:
+    """A check with rows that keep it and rows that break it, by which the contract tests try a kind of check."""
+
+    check: Check
+    keeps: Columns
+    breaks: Columns
+    before: Past = field(default_factory=Before)
 
 
 @dataclass(frozen=True)
-class _NotNull:
-    names: tuple[str, ...]
-    share: float
+class Findings:
+    """What the checks say: why the shard is refused, what is only worth a warning, and which rows are set aside and why, shape [n]."""
+
+    refused: tuple[Reason, ...]
+    warnings: tuple[Reason, ...]
+    aside: tuple[Reason, ...]
+    rows_aside: NDArray[np.bool_]
+    causes: NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class _Severe:
+    """A check whose breach has other consequences."""
+
+    check: Check
+    severity: str
+    up_to: float = 0.0
 
     def columns(self) -> tuple[str, ...]:
-        return self.names
+        return self.check.columns()
 
     def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
-        return np.asarray(np.logical_or.reduce([missing(rows[name]) for name in self.names]), dtype=np.bool_)
+        return self.check.violations(rows, past)
 
     def explain(self) -> str:
-        return f"{', '.join(self.names)} not missing"
+        return self.check.explain()
 
     def limit(self) -> float:
-        return self.share
+        return self.check.limit()
 
 
-def NotNull(*columns: str, share: float = 0.0) -> Check:
-    """No value of `columns` is missing, in all but a `share` of the rows."""
-    if not columns:
-        raise InvalidPipeline("NotNull() without a column", "at least one column", "name the columns")
-    return _NotNull(columns, _share(share))
+def warn(check: Check) -> Check:
+    """The same check, whose breach publishes the shard all the same and warns the table's owner."""
+    return _Severe(check, WARN)
 
 
-@dataclass(frozen=True)
-class Within:
-    """Numbers of `column` lie in [low, high], in all but a `share` of the rows. Missing values pass."""
+def quarantine(check: Check, *, up_to: float = 0.1) -> Check:
+    """The same check, whose breach sets the rows aside that break it and publishes the others.
 
-    column: str
-    low: float
-    high: float
-    share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.low <= self.high:
-            raise InvalidPipeline(f"Within({self.column!r}, {self.low}, {self.high})", "low <= high", "swap the bounds")
-        _share(self.share)
-
-    def columns(self) -> tuple[str, ...]:
-        """The column."""
-        return (self.column,)
-
-    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
-        """True outside the bounds."""
-        values = rows[self.column]
-        return np.asarray((values < self.low) | (values > self.high))
-
-    def explain(self) -> str:
-        """The rule."""
-        return f"{self.column} in [{self.low:g}, {self.high:g}]"
-
-    def limit(self) -> float:
-        """The allowed share."""
-        return self.share
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """Texts of `column` are among `values`. Missing values pass."""
-
-    column: str
-    values: Sequence[str]
-    share: float = 0.0
-
-    def columns(self) -> tuple[str, ...]:
-        """The column."""
-        return (self.column,)
-
-    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
-        """True for any other text."""
-        known = {*self.values, None}
-        return np.fromiter((value not in known for value in rows[self.column]), dtype=np.bool_, count=len(rows[self.column]))
-
-    def explain(self) -> str:
-        """The rule."""
-        return f"{self.column} one of {list(self.values)}"
-
-    def limit(self) -> float:
-        """The allowed share."""
-        return self.share
-
-
-@dataclass(frozen=True)
-class _Unique:
-    names: tuple[str, ...]
-
-    def columns(self) -> tuple[str, ...]:
-        return self.names
-
-    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
-        keys = list(zip(*(rows[name] for name in self.names), strict=True))
-        known = past.newest(*self.names)
-        earlier = set(zip(*(known[name] for name in self.names), strict=True)) if known else set()
-        often = Counter(keys)
-        return np.fromiter((often[key] > 1 or key in earlier for key in keys), dtype=np.bool_, count=len(keys))
-
-    def explain(self) -> str:
-        return f"{', '.join(self.names)} unique"
-
-    def limit(self) -> float:
-        return 0.0
-
-
-def Unique(*columns: str) -> Check:
-    """No two rows of a shard, and no row of it and of the newest published shard, share the values of `columns`."""
-    if not columns:
-        raise InvalidPipeline("Unique() without a column", "at least one column", "name the key's columns")
-    return _Unique(columns)
-
-
-@dataclass(frozen=True)
-class Steady:
-    """A row's `column` lies within a factor of 1 ± `within` of its group's median in the newest published shard.
-
-    For what a group fixes, such as a route's distance: catches a unit that changed for some rows only. New groups are not compared.
+    A shard of which more than the share `up_to` would be set aside is refused whole, and so is one that breaks a rule on the shard as a whole.
     """
-
-    column: str
-    by: str | tuple[str, ...]
-    within: float = 0.1
-    share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.within > 0:
-            raise InvalidPipeline(f"Steady(within={self.within})", "more than 0", "for example 0.1")
-        _share(self.share)
-
-    def columns(self) -> tuple[str, ...]:
-        """The column and the group."""
-        return (self.column, *self._by)
-
-    @property
-    def _by(self) -> tuple[str, ...]:
-        return (self.by,) if isinstance(self.by, str) else tuple(self.by)
-
-    def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
-        """True for rows that are far from their group's earlier median."""
-        known = past.newest(*self.columns())
-        if known is None:
-            return np.zeros(len(rows[self.column]), dtype=np.bool_)
-        groups: dict[tuple[str, ...], list[float]] = {}
-        for group, value in zip(zip(*(known[name] for name in self._by), strict=True), known[self.column], strict=True):
-            if not np.isnan(value):
-                groups.setdefault(group, []).append(value)
-        usual = {group: float(np.median(values)) for group, values in groups.items()}
-        expected = np.array([usual.get(group, np.nan) for group in zip(*(rows[name] for name in self._by), strict=True)])
-        return np.asarray(np.abs(rows[self.column] - expected) > self.within * np.abs(expected))
-
-    def explain(self) -> str:
-        """The rule."""
-        return f"{self.column} of each {' and '.join(self._by)} steady within {self.within:.0%}"
-
-    def limit(self) -> float:
-        """The allowed share."""
-        return self.share
+    if not 0 < up_to <= 1:
+        raise InvalidPipeline(f"quarantine(up_to={up_to})", "a share in (0, 1]", "for example 0.1")
+    return _Severe(check, QUARANTINE, up_to)
 
 
-def _share(share: float) -> float:
-    if not 0 <= share < 1:
-        raise InvalidPipeline(f"share={share}", "a share in [0, 1)", "for example 0.01 for one row in a hundred")
-    return share
+def share(value: float) -> float:
+    """`value` if it is a share of the rows that may break a check. Raises InvalidPipeline."""
+    if not 0 <= value < 1:
+        raise InvalidPipeline(f"share={value}", "a share in [0, 1)", "for example 0.01 for one row in a hundred")
+    return value
 
 
-def run(checks: Iterable[Check], rows: Columns, past: Past, *, time: str = "") -> tuple[Reason, ...]:
-    """The checks that the rows break beyond their limit, and where the broken rows sit; `time` names the event time's column.
+def run(
+    checks: Iterable[Check], rows: Columns, past: Past, *, time: str = "", hidden: Collection[str] = ()
+) -> tuple[Findings, Columns]:
+    """What the checks find in the rows, and the rows that remain once those set aside are gone.
 
-    Raises InvalidPipeline when a check itself fails.
+    Rows are set aside first; the other checks see what is left. `time` names the event time's column, `hidden` columns whose values
+    no reason may quote. Raises InvalidPipeline when a check itself fails.
     """
-    reasons = []
-    for check in checks:
-        broken = _broken(check, rows, past)
-        count, total = int(broken.sum()), len(broken)
-        if count > check.limit() * total:
-            allowed = f" (allowed {check.limit():.2%})" if check.limit() else ""
-            where = "".join(f", {part}" for part in _where(check, rows, broken, time))
-            found = f"{check.explain()}: broken by {count:,} of {total:,} rows{allowed}{where}"
-            reasons.append(Reason(check.explain(), found, count, _examples(check, rows, broken)))
-    return tuple(reasons)
+    declared = tuple(checks)
+    setting = [check for check in declared if _severity(check) == QUARANTINE]
+    total = count(rows)
+    refused: list[Reason] = []
+    aside: list[Reason] = []
+    warnings: list[Reason] = []
+    gone, causes = np.zeros(total, dtype=np.bool_), np.empty(total, dtype=object)
+    for check in setting:
+        broken, reason = _judged(check, rows, past, time, hidden)
+        if reason is None:
+            continue
+        if broken.shape == () or reason.rows > getattr(check, "up_to", 1.0) * total:
+            refused.append(reason)
+            continue
+        aside.append(reason)
+        causes[broken & ~gone] = reason.check
+        gone |= broken
+    left = rows if not gone.any() else only(rows, ~gone)
+    for check in declared:
+        if _severity(check) != QUARANTINE:
+            _, reason = _judged(check, left, past, time, hidden)
+            if reason is not None:
+                (warnings if _severity(check) == WARN else refused).append(reason)
+    return Findings(tuple(refused), tuple(warnings), tuple(aside), gone, causes), left
+
+
+def only(rows: Columns, kept: NDArray[np.bool_]) -> Columns:
+    """The rows where `kept` is true."""
+    if isinstance(rows, Rows):
+        return Rows(rows.table.filter(kept))
+    return {name: values[kept] for name, values in rows.items()}
+
+
+def _severity(check: Check) -> str:
+    return str(getattr(check, "severity", REJECT))
+
+
+def _judged(
+    check: Check, rows: Columns, past: Past, time: str, hidden: Collection[str]
+) -> tuple[NDArray[np.bool_], Reason | None]:
+    """Where the check is broken, and the reason if that is more than it allows."""
+    broken, total = _broken(check, rows, past), count(rows)
+    if broken.shape == ():
+        return broken, Reason(check.explain(), _whole(check, rows, past), total) if broken else None
+    often = int(np.count_nonzero(broken))
+    if not often > check.limit() * total:
+        return broken, None
+    allowed = f" (allowed {check.limit():.2%})" if check.limit() else ""
+    where = "".join(f", {part}" for part in _where(check, rows, broken, time, hidden))
+    found = f"{check.explain()}: broken by {often:,} of {total:,} rows{allowed}{where}"
+    return broken, Reason(check.explain(), found, often, _examples(check, rows, broken, hidden))
 
 
 def _broken(check: Check, rows: Columns, past: Past) -> NDArray[np.bool_]:
-    total = len(next(iter(rows.values()))) if rows else 0
+    total = count(rows)
     try:
         broken = np.asarray(check.violations(rows, past), dtype=np.bool_)
     except Exception as error:  # a user's check may raise anything
         found = f"check {check!r} fails: {type(error).__name__}: {error}"
         raise InvalidPipeline(found, "a check that fits the column's type", "mend the check") from error
-    if broken.shape != (total,):
-        raise InvalidPipeline(f"check {check!r} returns shape {broken.shape}", f"one truth value a row, ({total},)", "mend it")
+    if broken.shape not in ((total,), ()):
+        found = f"check {check!r} returns shape {broken.shape}"
+        raise InvalidPipeline(found, f"one truth value a row, ({total},), or one for the shard, ()", "mend it")
     return broken
 
 
-def _where(check: Check, rows: Columns, broken: NDArray[np.bool_], time: str) -> Iterator[str]:
+def _whole(check: Check, rows: Columns, past: Past) -> str:
+    """What a rule on the shard as a whole has to say, if it has `found(rows, past)`; else that it is broken."""
+    inner = getattr(check, "check", check)
+    found = inner.found(rows, past) if hasattr(inner, "found") else "broken by the shard as a whole"
+    return f"{check.explain()}: {found}"
+
+
+def _where(check: Check, rows: Columns, broken: NDArray[np.bool_], time: str, hidden: Collection[str]) -> Iterator[str]:
     """Where the broken rows sit: what they lack, their days, and any text that nearly all of them and few others share."""
-    count = int(broken.sum())
     for name in check.columns():
-        if lacking := int(missing(rows[name][broken]).sum()):
+        if lacking := int(np.count_nonzero(missing(rows, name) & broken)):
             yield f"{name} missing in {lacking:,}"
     if time in rows and rows[time].dtype == np.int64:
-        days = sorted({_day(value) for value in rows[time][broken] if value != NO_TIME})
-        if days:
-            yield f"on {days[0]}" if len(days) == 1 else f"from {days[0]} to {days[-1]}"
-    for name, values in rows.items():
-        if values.dtype == object:
-            value, often = Counter(values[broken]).most_common(1)[0]
-            if value is not None and often >= 0.9 * count and (values == value).mean() < 0.5:
-                yield f"{often / count:.0%} of them with {name} {value[:40]}"
+        at = rows[time][broken]
+        at = at[at != NO_TIME]
+        if len(at):
+            first, last = _day(at.min()), _day(at.max())
+            yield f"on {first}" if first == last else f"from {first} to {last}"
+    for name in rows:
+        if name not in hidden and is_text(rows, name):
+            yield from _shared(name, rows, broken)
+
+
+def _shared(name: str, rows: Columns, broken: NDArray[np.bool_]) -> Iterator[str]:
+    often = int(np.count_nonzero(broken))
+    column = texts(rows, name)
+    among, values = codes(column.filter(broken))
+    known = among[among >= 0]
+    if not len(known):
+        return
+    held = np.bincount(known)
+    value, number = values[int(held.argmax())], int(held.max())
+    if number >= 0.9 * often and (pc.sum(pc.equal(column, value)).as_py() or 0) < 0.5 * len(column):
+        yield f"{number / often:.0%} of them with {name} {value[:40]}"
 
 
 def _day(value: int) -> str:
@@ -255,12 +212,13 @@ def _moment(value: int) -> str:
     return f"{np.datetime64(int(value), 'us').astype('datetime64[s]')}Z"
 
 
-def _examples(check: Check, rows: Columns, broken: NDArray[np.bool_]) -> tuple[str, ...]:
-    names = check.columns()
-    return tuple(
-        f"row {index}: " + ", ".join(f"{name}={_shown(rows[name][index])}" for name in names)
-        for index in np.flatnonzero(broken)[:EXAMPLES]
-    )
+def _examples(check: Check, rows: Columns, broken: NDArray[np.bool_], hidden: Collection[str]) -> tuple[str, ...]:
+    names = [name for name in check.columns() if name not in hidden]
+    told = []
+    for index in np.flatnonzero(broken)[:EXAMPLES]:
+        values = ", ".join(f"{name}={_shown(rows[name][index])}" for name in names)
+        told.append(f"row {index}: {values}" if values else f"row {index}")
+    return tuple(told)
 
 
 def _shown(value: Any) -> str:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ct.errors import InvalidRequest, InvalidShard
+from ct.roles import Columns
 
 NO_TIME = int(np.iinfo(np.int64).min)
 """The missing time, in microseconds."""
@@ -21,6 +23,8 @@ def kind_of(type_: pa.DataType) -> str:
     """ "number", "text" or "time" for an Arrow type. Raises InvalidShard for any other type."""
     if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_boolean(type_):
         return "number"
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
     if pa.types.is_string(type_) or pa.types.is_large_string(type_):
         return "text"
     if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
@@ -45,8 +49,73 @@ def _array(column: pa.ChunkedArray) -> NDArray[Any]:
         case "time":
             stamps = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
             return np.ascontiguousarray(stamps.fill_null(NO_TIME).to_numpy())
+        case _ if pa.types.is_dictionary(column.type):
+            index, values = codes(column)
+            found: NDArray[Any] = np.array([*values, None], dtype=object)[index]
+            return found
         case _:
             return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+
+
+class Rows(Mapping[str, NDArray[Any]]):
+    """An Arrow table as columns, each of which is made when it is first asked for."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self.table = table
+        self._made: dict[str, NDArray[Any]] = {}
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self._made:
+            if name not in self.table.column_names:
+                raise KeyError(name)
+            self._made[name] = _array(self.table[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table.column_names)
+
+    def __len__(self) -> int:
+        return int(self.table.num_columns)
+
+
+def count(rows: Columns) -> int:
+    """The number of rows."""
+    if isinstance(rows, Rows):
+        return int(rows.table.num_rows)
+    return len(next(iter(rows.values()))) if rows else 0
+
+
+def missing(rows: Columns, name: str) -> NDArray[np.bool_]:
+    """True where a column's value is missing, shape [n]."""
+    if isinstance(rows, Rows):
+        return np.asarray(pc.is_null(rows.table[name], nan_is_null=True).to_numpy(), dtype=np.bool_)
+    values = rows[name]
+    if values.dtype == object:
+        return np.asarray(pc.is_null(pa.array(values, pa.string())).to_numpy(zero_copy_only=False), dtype=np.bool_)
+    return np.asarray(np.isnan(values) if values.dtype.kind == "f" else values == NO_TIME, dtype=np.bool_)
+
+
+def is_text(rows: Columns, name: str) -> bool:
+    """Is it a column of texts?"""
+    if isinstance(rows, Rows):
+        return kind_of(rows.table[name].type) == "text"
+    return bool(rows[name].dtype == object)
+
+
+def texts(rows: Columns, name: str) -> pa.ChunkedArray:
+    """A column of texts in Arrow, plain or dictionary-encoded."""
+    if isinstance(rows, Rows):
+        return rows.table[name]
+    return pa.chunked_array([pa.array(rows[name], pa.string(), from_pandas=True)])
+
+
+def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
+    """Texts as places in the list of distinct ones; -1 where missing, so that a value appended to the list stands for those."""
+    encoded = column.unify_dictionaries() if pa.types.is_dictionary(column.type) else column.dictionary_encode()
+    if not encoded.num_chunks:
+        return np.empty(0, dtype=np.int64), []
+    parts = [chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False) for chunk in encoded.chunks]
+    return np.concatenate(parts).astype(np.int64), encoded.chunk(0).dictionary.to_pylist()
 
 
 def from_rows(

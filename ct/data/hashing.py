@@ -5,12 +5,14 @@ Equal values have equal hashes on every machine; different ones share one with a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ct.data.columns import Rows, count, is_text, kind_of, texts, to_columns
 from ct.roles import Columns
 
 Words = NDArray[np.uint64]
@@ -19,12 +21,16 @@ _STEP = np.uint64(0xD6E8FEB86659FD93)
 _MISSING = np.uint64(0xA0761D6478BD642F)
 
 
-def row_hash(rows: Columns, names: Sequence[str]) -> NDArray[np.int64]:
-    """Each row's values of `names` as one signed 64-bit number, shape [n]. A missing value is a value of its own."""
+def row_hash(rows: Columns | Mapping[str, pa.Array], names: Sequence[str]) -> NDArray[np.int64]:
+    """Each row's values of `names` as one signed 64-bit number, shape [n]. A missing value is a value of its own.
+
+    A column is an array of `roles.Columns` or an Arrow array; both have the same hashes.
+    """
     with np.errstate(over="ignore"):
-        total = np.full(len(rows[names[0]]), _SEED)
+        total = np.full(count(rows), _SEED)
         for name in names:
-            total = _mixed(total * _STEP + _column(rows[name]))
+            lazy = isinstance(rows, Rows) and is_text(rows, name)
+            total = _mixed(total * _STEP + (_chunks(texts(rows, name)) if lazy else _column(rows[name])))
         return total.view(np.int64)
 
 
@@ -34,7 +40,15 @@ def text_hash(values: pa.Array) -> Words:
         return _texts(values)
 
 
-def _column(values: NDArray) -> Words:  # type: ignore[type-arg]
+def _column(values: NDArray[Any] | pa.Array) -> Words:
+    if isinstance(values, pa.Array):
+        if pa.types.is_dictionary(values.type):
+            words: Words = np.append(_texts(values.dictionary), _MISSING)
+            found: Words = words[values.indices.fill_null(len(words) - 1).to_numpy()]
+            return found
+        if kind_of(values.type) == "text":
+            return _texts(values)
+        values = to_columns(pa.table({"": values}))[""]
     if values.dtype == object:
         return _texts(pa.array(values, pa.string(), from_pandas=True))
     if values.dtype == np.int64:
@@ -43,15 +57,22 @@ def _column(values: NDArray) -> Words:  # type: ignore[type-arg]
     return np.where(np.isnan(numbers), _MISSING, _mixed(numbers.view(np.uint64) ^ _SEED))
 
 
+def _chunks(column: pa.ChunkedArray) -> Words:
+    return np.concatenate([np.empty(0, dtype=np.uint64), *(_texts(chunk) for chunk in column.chunks)])
+
+
 def _texts(values: pa.Array) -> Words:
     """Eight bytes at a time: every text's k-th word is mixed in for all texts that have one."""
+    if pa.types.is_dictionary(values.type):
+        distinct: Words = np.append(_texts(values.dictionary), _MISSING)
+        return distinct[np.asarray(values.indices.fill_null(-1).to_numpy(zero_copy_only=False), dtype=np.int64)]
     values = values.cast(pa.large_string())
     count = len(values)
     _, offsets, data = values.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int64)[values.offset : values.offset + count + 1]
     start, size = bounds[:-1], np.diff(bounds)
     words = _padded(data, int(bounds[-1]) if count else 0)
-    found = _mixed(size.astype(np.uint64) ^ _SEED)
+    found: Words = _mixed(size.astype(np.uint64) ^ _SEED)
     for at in range(0, int(size.max(initial=0)), 8):
         rows = np.flatnonzero(size > at)
         found[rows] = _mixed(found[rows] * _STEP + _word(words, start[rows] + at, size[rows] - at))
@@ -76,7 +97,8 @@ def _word(words: Words, start: NDArray[np.int64], left: NDArray[np.int64]) -> Wo
     joined = (low >> shift) | ((high << np.uint64(1)) << (np.uint64(63) - shift))
     kept = np.minimum(np.maximum(left, 0), 8).astype(np.uint64) << np.uint64(3)
     mask = np.where(kept >= 64, ~np.uint64(0), (np.uint64(1) << (kept & np.uint64(63))) - np.uint64(1))
-    return joined & mask
+    word: Words = joined & mask
+    return word
 
 
 def _mixed(values: Words) -> Words:

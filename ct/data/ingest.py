@@ -24,7 +24,9 @@ import pyarrow.parquet as pq
 from ct.data import catalog, checks, reading
 from ct.data.checks import Reason
 from ct.data.columns import NO_TIME, kind_of, to_columns
+from ct.data.past import Published
 from ct.data.profile import Profile
+from ct.data.rules.not_null import NotNull
 from ct.data.tables import Attempt, ShardFile, Warehouse
 from ct.errors import Conflict, InvalidShard
 from ct.ids import fingerprint, sha256_file
@@ -32,6 +34,8 @@ from ct.pipeline import Table
 from ct.roles import Columns
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
+from ct.store.files import Files, open_input
+from ct.store.files import open_input
 from ct.store.journal import Journal, New
 
 READ_SECONDS = 300
@@ -128,6 +132,7 @@ def _turn(folder: Path) -> Iterator[Path]:
 
 
 def _once(arrived: _Arrived, stores: _Stores, folder: Path) -> Outcome:
+    base = stores.warehouse.snapshot(arrived.table.name)
     position = stores.journal.version(arrived.stream)
     if known := _known(arrived, stores.journal):
         return known
@@ -144,7 +149,7 @@ def _once(arrived: _Arrived, stores: _Stores, folder: Path) -> Outcome:
         event = New("ShardEmpty", {"shard": arrived.shard, "sha256": arrived.digest})
         stores.journal.append(arrived.stream, [event], expected=position)
         return _outcome("empty", arrived)
-    return _publish(arrived, rows, stores, position)
+    return _publish(arrived, rows, stores, position, base)
 
 
 def _outcome(kind: str, arrived: _Arrived, rows: int = 0, **more: Any) -> Outcome:
@@ -253,24 +258,23 @@ def _cast(column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | Non
 
 def _check_rows(table: Table, columns: Columns, shards: tuple[ShardFile, ...]) -> None:
     """Raises _Quarantine when the rows break a check, or lack a key or a time."""
-    rules = (checks.NotNull(*dict.fromkeys([*table.keys, table.time])), *table.checks)
-    names = sorted({name for check in table.checks for name in check.columns()})
-    past = to_columns(pq.read_table(shards[-1].path, columns=names)) if shards and names else None
-    if reasons := checks.run(rules, columns, past, time=table.time):
-        raise _Quarantine(reasons, len(columns[table.time]))
+    rules = (NotNull(*dict.fromkeys([*table.keys, table.time])), *table.checks)
+    found, _ = checks.run(rules, columns, Published(0, shards, tuple), time=table.time)
+    if found.refused:
+        raise _Quarantine(found.refused, len(columns[table.time]))
 
 
-def _publish(arrived: _Arrived, rows: pa.Table, stores: _Stores, position: int) -> Outcome:
-    """Stage, publish, enter in the journal. Raises Conflict when the table has moved on since `position`."""
+def _publish(arrived: _Arrived, rows: pa.Table, stores: _Stores, position: int, base: int | None) -> Outcome:
+    """Stage, publish, enter in the journal. Raises Conflict when the table has moved on since `position` and snapshot `base`."""
     warehouse, name = stores.warehouse, arrived.table.name
     entered = _enter(arrived.table, stores, position)
     if entered and arrived.digest not in entered:
         raise Conflict("shards of an ingest that was killed", "all published shards in the journal", "check against them")
     if not entered:
-        warehouse.create(name, rows.schema)
+        first = warehouse.create(name, rows.schema)
         file = warehouse.stage(name, rows, arrived.digest)
         notes = {SHARD: arrived.shard, SOURCE: arrived.path.suffix.lstrip(".")}
-        warehouse.publish(name, file, attempt=arrived.digest, notes=notes)
+        warehouse.publish(name, file, attempt=arrived.digest, base=first if base is None else base, notes=notes)
         entered = _enter(arrived.table, stores, position)
     return _outcome("published", arrived, rows.num_rows, snapshot=entered[arrived.digest])
 
@@ -284,7 +288,7 @@ def _enter(table: Table, stores: _Stores, position: int) -> dict[str, int]:
         return {}
     events = []
     if catalog.contract(journal, table.name) is None:
-        schema = pq.read_schema(stores.warehouse.staged(table.name, fresh[0].attempt))
+        schema = pq.read_schema(open_input(fresh[0].file))
         types = [[field.name, str(field.type)] for field in schema]
         events.append(New("TableCreated", {"schema": types, "owner": table.owner}))
     first = catalog.first_profile(journal, table.name)
@@ -298,8 +302,7 @@ def _enter(table: Table, stores: _Stores, position: int) -> dict[str, int]:
 
 def _entry(table: Table, attempt: Attempt, stores: _Stores, like: Profile | None) -> tuple[dict[str, Any], Profile]:
     """What the journal says of a published shard. Its profile counts as the first shard's does, so that they merge."""
-    file = stores.warehouse.staged(table.name, attempt.attempt)
-    columns = to_columns(pq.read_table(file))
+    columns = to_columns(pq.read_table(open_input(attempt.file)))
     times = columns[table.time]
     profile = Profile.of(columns, like)
     data = {
@@ -307,7 +310,8 @@ def _entry(table: Table, attempt: Attempt, stores: _Stores, like: Profile | None
         "sha256": attempt.attempt,
         "rows": len(times),
         "snapshot": attempt.snapshot,
-        "file": str(file),
+        "file": attempt.file,
+        "file_sha256": attempt.file_sha256,
         "time_min": int(times.min()),
         "time_max": int(times.max()),
         "profile": stores.artifacts.put(profile.to_json()),
@@ -331,13 +335,12 @@ def _quarantine(arrived: _Arrived, refused: _Quarantine, stores: _Stores, positi
     """Keep a copy and journal the reasons. A link is not followed."""
     kept = ""
     if not arrived.path.is_symlink():
-        folder = stores.settings.home / "quarantine" / arrived.table.name
-        folder.mkdir(parents=True, exist_ok=True)
+        place = Files(f"{stores.settings.place('quarantine')}/{arrived.table.name}")
         suffix = arrived.path.suffix if arrived.path.suffix in _SUFFIXES else ""
-        part = folder / f".{arrived.digest}.part"
-        shutil.copyfile(arrived.path, part)
-        os.replace(part, folder / f"{arrived.digest}{suffix}")
-        kept = str(folder / f"{arrived.digest}{suffix}")
+        with arrived.path.open("rb") as source, place.draft() as copy:
+            shutil.copyfileobj(source, copy)
+            copy.name = f"{arrived.digest}{suffix}"
+        kept = place.address(copy.name)
     data = {
         "shard": arrived.shard,
         "sha256": arrived.digest,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ct.data.checks import NotNull, Steady, Unique, Within
+from ct import NotNull, Steady, Unique, Within
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.pipeline import Table
@@ -60,7 +60,7 @@ class Place:
     def at(root: Path) -> Place:
         root.mkdir(parents=True, exist_ok=True)
         settings = load(root, {})
-        return Place(root, settings, Journal(settings.database), Warehouse(settings), Artifacts(settings.artifacts))
+        return Place(root, settings, Journal(settings.database), Warehouse(settings), Artifacts(settings.place("artifacts")))
 
     def file(self, rows: pa.Table, name: str) -> Path:
         path = self.root / name

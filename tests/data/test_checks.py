@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ct.data.checks import NotNull, OneOf, Steady, Unique, Within, run
+from ct import NotNull, OneOf, Steady, Unique, Within
+from ct.data.checks import run
 from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
 from ct.ids import fingerprint

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ct.data import catalog
-from ct.data.checks import Within
+from ct import Within
 from ct.data.columns import to_columns
 from ct.data.profile import Profile
 from ct.errors import InvalidPipeline, InvalidShard
