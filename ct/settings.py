@@ -66,16 +66,6 @@ class Settings(BaseModel):
         return str((self.root / self.storage).resolve() / name if self.storage else self.home / name)
 
     @property
-    def warehouse(self) -> Path:
-        """Folder of the Iceberg tables."""
-        return self.home / "warehouse"
-
-    @property
-    def artifacts(self) -> Path:
-        """Folder of content-addressed files."""
-        return self.home / "artifacts"
-
-    @property
     def inbox(self) -> Path:
         """Folder of the prediction log's segments."""
         return self.home / "inbox"

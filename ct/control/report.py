@@ -19,7 +19,7 @@ from ct.store.journal import Journal
 
 def place(settings: Settings, pipeline: Pipeline) -> Place:
     """The stores of a project, opened for reading."""
-    return Place(pipeline, settings, Journal(settings.database), Artifacts(settings.artifacts))
+    return Place(pipeline, settings, Journal(settings.database), Artifacts(settings.place("artifacts")))
 
 
 def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> dict[str, Any]:

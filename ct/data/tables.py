@@ -2,35 +2,38 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ct.errors import Conflict, Corrupt, NotFound
-from ct.settings import Settings
-from ct.store.files import sync_folder
+from ct.data import snapshots
+from ct.data.iceberg import ATTEMPT, FILE, FILE_SHA256, NAMESPACE, Tables, settled, shape, times, told
+from ct.data.snapshots import Snapshot, Staged
+from ct.errors import Conflict, Corrupt, CtError, NotFound
+from ct.store import files
+from ct.store.files import Files
 
 if TYPE_CHECKING:
-    from pyiceberg.catalog.sql import SqlCatalog
     from pyiceberg.table import Table as IcebergTable
 
-NAMESPACE = "ct"
-ATTEMPT = "ct.attempt"
+__all__ = ["Attempt", "ShardFile", "Snapshot", "Staged", "Warehouse", "verified"]
+
+ROW_GROUP = 131_072
+
 _PROPERTIES = {
     "format-version": "2",
     "commit.retry.num-retries": "20",
     "commit.manifest-merge.enabled": "true",
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "10",
+    # Manifests outlive the rows of an erased person; they may hold no value that could be a key.
+    "write.metadata.metrics.default": "none",
 }
-_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,8 @@ class ShardFile:
     """One published shard: a Parquet file of a snapshot. `time_min` and `time_max` are event times in microseconds UTC.
 
     `sha256` names the file that arrived, for ever; `content` the rows as they are now, which an erasure changes. Its rows lie in `path`
-    from row `start` on, less those at the places `without`: `shards.read` is the door to them.
+    from row `start` on, less those at the places `without`: `shards.read` is the door to them. `file_sha256` is the hash of the bytes
+    at `path`. `types` are the table's columns as its contract has them now.
     """
 
     table: str
@@ -53,6 +57,8 @@ class ShardFile:
     content: str = ""
     start: int = 0
     without: tuple[int, ...] = ()
+    file_sha256: str = ""
+    types: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     @property
     def identity(self) -> str:
@@ -62,95 +68,95 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Attempt:
-    """A publication that reached the table: its id, its snapshot and the notes in the snapshot's summary."""
+    """A publication that reached the table: its id, its snapshot, its file, and the notes in the snapshot's summary."""
 
     attempt: str
     snapshot: int
     notes: Mapping[str, str]
 
+    @property
+    def file(self) -> str:
+        """The address of its Parquet file."""
+        return self.notes[FILE]
 
-class Warehouse:
-    """The project's Iceberg tables, in one SQL catalogue."""
+    @property
+    def file_sha256(self) -> str:
+        """The hash of that file's bytes."""
+        return self.notes[FILE_SHA256]
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
 
-    @cached_property
-    def _catalog(self) -> SqlCatalog:
-        from pyiceberg.catalog.sql import SqlCatalog
+class Warehouse(Tables):
+    """The project's Iceberg tables, in one SQL catalogue. Every method raises Unavailable when the catalogue or the storage does not answer."""
 
-        self._settings.home.mkdir(parents=True, exist_ok=True)
-        catalog = SqlCatalog(
-            "ct", uri=self._settings.catalog_database, warehouse=self._settings.warehouse.as_uri(), **{"pool_pre_ping": "true"}
-        )
-        catalog.create_namespace_if_not_exists(NAMESPACE)
-        return catalog
+    def _shards(self, name: str) -> Files:
+        return Files(f"{self._settings.place('warehouse')}/{NAMESPACE}/{name}/shards")
 
-    def exists(self, name: str) -> bool:
-        """Is there such a table?"""
-        return bool(self._catalog.table_exists((NAMESPACE, name)))
+    @told
+    def create(self, name: str, schema: pa.Schema) -> int:
+        """Create a table with one empty append, so that a branch has something to start from, and return that snapshot's id.
 
-    def create(self, name: str, schema: pa.Schema) -> None:
-        """Create a table with one empty append, so that a branch has something to start from. Creating it twice is a no-op.
-
-        Raises Conflict when it exists with another schema.
+        Creating it twice is a no-op, which returns the oldest snapshot there still is.
+        Raises Conflict when it exists with another schema; columns that the table has besides are no fault.
         """
-        table = self._catalog.create_table_if_not_exists((NAMESPACE, name), schema, properties=_PROPERTIES)
-        have, wanted = _shape(table.schema().as_arrow()), _shape(schema)
-        if have != wanted:
+        properties = _PROPERTIES | {f"write.metadata.metrics.column.{column}": "full" for column in times(schema)}
+        table = self._catalog.create_table_if_not_exists((NAMESPACE, name), schema, properties=properties)
+        have, wanted = shape(table.schema().as_arrow()), shape(schema)
+        if {column: have.get(column) for column in wanted} != wanted:
             raise Conflict(f"table {name!r} has the columns {have}", f"the columns {wanted}", "use the table's own columns")
         if table.current_snapshot() is None:
             table.append(schema.empty_table())
+        return self._ancestors(name)[0].id
 
-    def snapshot(self, name: str) -> int | None:
-        """The newest published snapshot's id, None for an unknown table."""
-        if not self.exists(name):
-            return None
-        current = self._table(name).current_snapshot()
-        return current.snapshot_id if current else None
+    @told
+    def stage(self, name: str, rows: pa.Table, attempt: str) -> Staged:
+        """Write rows as a Parquet file of the table that no snapshot names yet. The same rows of the same attempt have the same address.
 
-    def staged(self, name: str, attempt: str) -> Path:
-        """Where the file of an attempt lies."""
-        return self._settings.warehouse / NAMESPACE / name / "shards" / f"{attempt}.parquet"
-
-    def stage(self, name: str, rows: pa.Table, attempt: str) -> Path:
-        """Write rows as a Parquet file of the table that no snapshot names yet. The same attempt writes the same path."""
-        target = self.staged(name, attempt)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        part = target.with_name(f".{attempt}.{os.getpid()}.part")
-        with part.open("wb") as file:
-            pq.write_table(rows, file, compression="zstd")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        sync_folder(target.parent)
-        return target
+        Row groups of 131,072 rows, zstd, checksums on every page, statistics of the time columns only.
+        """
+        with self._shards(name).draft() as file:
+            pq.write_table(
+                rows,
+                file,
+                compression="zstd",
+                row_group_size=ROW_GROUP,
+                write_statistics=times(rows.schema) or False,
+                write_page_checksum=True,
+            )
+            file.name = f"{attempt}-{file.sha256[:16]}.parquet"
+        return Staged(self._shards(name).address(file.name), file.sha256, file.size, rows.num_rows)
 
     def publish(
         self,
         name: str,
-        file: Path,
+        staged: Staged,
         *,
         attempt: str,
+        base: int | None = None,
         audit: Callable[[pa.Table], None] | None = None,
         notes: Mapping[str, str] = MappingProxyType({}),
     ) -> int:
         """Make a staged file visible: add it on a branch, audit it there, fast-forward. Returns the snapshot's id.
 
-        An attempt that is already published is looked up and returned. A publisher that was overtaken builds its branch anew.
-        `notes` stay with the snapshot. Raises Conflict when it is overtaken too often, and whatever `audit` raises, leaving the
-        table as it was.
+        An attempt that is already published is looked up and returned, also when the answer to its commit was lost. A publisher that was
+        overtaken builds its branch anew; one that names the snapshot `base` it has decided upon gets Conflict instead. `notes` stay with
+        the snapshot. Raises Conflict as well when it is overtaken for too long, and whatever `audit` raises, leaving the table as it was.
         """
-        for _ in range(_TRIES):
-            if (found := self.published(name, attempt)) is not None:
-                return found
-            snapshot = self._try_publish(name, file, {**notes, ATTEMPT: attempt}, audit)
-            if snapshot is not None:
-                return snapshot
-        raise Conflict(f"{_TRIES} other publishers were faster at table {name!r}", "a free moment", "try again")
+        summary = {**notes, ATTEMPT: attempt, FILE: staged.address, FILE_SHA256: staged.sha256}
 
+        def once() -> int | None:
+            found = self.published(name, attempt)
+            return found if found is not None else self._try_publish(name, staged, summary, base, audit)
+
+        return settled(f"table {name!r}", once)
+
+    @told
     def _try_publish(
-        self, name: str, file: Path, summary: dict[str, str], audit: Callable[[pa.Table], None] | None
+        self,
+        name: str,
+        staged: Staged,
+        summary: dict[str, str],
+        decided: int | None,
+        audit: Callable[[pa.Table], None] | None,
     ) -> int | None:
         """The new snapshot's id, None when somebody else changed the table meanwhile."""
         from pyiceberg.exceptions import CommitFailedException
@@ -159,15 +165,18 @@ class Warehouse:
         base = table.current_snapshot()
         if base is None:
             raise NotFound(f"table {name!r} has no snapshot", "one empty append at creation", "create it with Warehouse.create")
+        if decided is not None and decided != base.snapshot_id:
+            raise Conflict(f"table {name!r} is at snapshot {base.snapshot_id}", f"snapshot {decided}", "read it again")
         # Named by the attempt alone, so that what a killed publisher left is found and cleared by the next one.
         branch = f"audit-{summary[ATTEMPT][:16]}"
         try:
             if branch in table.refs():
                 table.manage_snapshots().remove_branch(branch).commit()
             table.manage_snapshots().create_branch(base.snapshot_id, branch).commit()
-            table.add_files([file.as_uri()], snapshot_properties=summary, check_duplicate_files=False, branch=branch)
+            place = snapshots.location(staged.address)
+            table.add_files([place], snapshot_properties=summary, check_duplicate_files=False, branch=branch)
             head = table.refs()[branch].snapshot_id
-            _audit(table, base.snapshot_id, head, file, audit)
+            _audit(table, base.snapshot_id, head, staged, audit)
             table.refresh()
             current, refs = table.current_snapshot(), table.refs()
             # Setting main to a branch that does not descend from it would drop rows without a word.
@@ -180,88 +189,72 @@ class Warehouse:
         except CommitFailedException:
             return None
         finally:
-            self._drop_branch(name, branch)
+            with suppress(CtError):  # the next publisher of the attempt, or the maintenance, clears it too
+                self._drop(name, branch)
 
-    def _drop_branch(self, name: str, branch: str) -> None:
-        from pyiceberg.exceptions import CommitFailedException
-
-        for _ in range(_TRIES):
-            table = self._table(name)
-            if branch not in table.refs():
-                return
-            try:
-                table.manage_snapshots().remove_branch(branch).commit()
-            except CommitFailedException:
-                continue
-
+    @told
     def attempts(self, name: str) -> tuple[Attempt, ...]:
-        """What was published in the newest snapshot and its ancestors, oldest first; nothing for an unknown table."""
-        if not self.exists(name):
-            return ()
-        table = self._table(name)
-        by_id = {snapshot.snapshot_id: snapshot for snapshot in table.snapshots()}
-        current, found = table.current_snapshot(), []
-        while current is not None:
-            notes = dict(current.summary.additional_properties) if current.summary is not None else {}
-            if ATTEMPT in notes:
-                found.append(Attempt(notes[ATTEMPT], int(current.snapshot_id), notes))
-            current = by_id.get(current.parent_snapshot_id) if current.parent_snapshot_id else None
-        return tuple(reversed(found))
+        """What was published in the newest snapshot and its ancestors that have not expired, oldest first; nothing for an unknown table."""
+        found = [state for state in self._ancestors(name) if ATTEMPT in state.notes]
+        return tuple(Attempt(state.notes[ATTEMPT], state.id, state.notes) for state in found)
 
     def published(self, name: str, attempt: str) -> int | None:
         """The snapshot that published `attempt`, None when none did."""
         return next((known.snapshot for known in self.attempts(name) if known.attempt == attempt), None)
 
+    @told
     def append(self, name: str, rows: pa.Table, *, attempt: str) -> int:
         """Publish rows without an audit, creating the table at first. The same attempt twice is a no-op."""
         self.create(name, rows.schema)
-        # A published file is never written again.
         known = self.published(name, attempt)
         return self.publish(name, self.stage(name, rows, attempt), attempt=attempt) if known is None else known
 
+    @told
     def scan(self, name: str, *, columns: tuple[str, ...] | None = None, snapshot: int | None = None) -> pa.Table:
         """The rows of a snapshot (the newest by default), in one Arrow table."""
         return self._table(name).scan(selected_fields=columns or ("*",), snapshot_id=snapshot).to_arrow()
 
+    @told
     def to_ray(self, name: str, *, columns: tuple[str, ...] | None = None, snapshot: int | None = None) -> Any:
         """The rows of a snapshot (the newest by default) as a Ray Dataset, one task a file."""
         import ray
 
         # DataSource V2 reads all small files in one task.
         ray.data.DataContext.get_current().use_datasource_v2 = False
-        planned = self._table(name).scan(snapshot_id=snapshot).plan_files()
-        files = [task.file.file_path.removeprefix("file://") for task in planned]
-        return ray.data.read_parquet(files, columns=list(columns) if columns else None, override_num_blocks=len(files))
-
-    def _table(self, name: str) -> IcebergTable:
-        from pyiceberg.exceptions import NoSuchTableError
-
-        try:
-            return self._catalog.load_table((NAMESPACE, name))
-        except NoSuchTableError:
-            raise NotFound(
-                f"there is no table {name!r}", "a table with a published shard", f"run `ct ingest {name} FILE`"
-            ) from None
+        found = self.files(name, snapshot)
+        system = files.client() if found and found[0].startswith(files.REMOTE) else None
+        return ray.data.read_parquet(
+            list(found), filesystem=system, columns=list(columns) if columns else None, override_num_blocks=len(found)
+        )
 
 
-def _audit(table: IcebergTable, base: int, head: int, file: Path, audit: Callable[[pa.Table], None] | None) -> None:
+def verified(shard: ShardFile) -> ShardFile:
+    """`shard` itself, once the bytes of its file are those that were published. A file is read once a process for this, at about 1 GB/s.
+
+    Raises Corrupt when they differ, NotFound when the file is gone, Unavailable when the store does not answer.
+    """
+    if shard.file_sha256 and (found := files.digest_once(shard.path)) != shard.file_sha256:
+        raise Corrupt(
+            f"the file of shard {shard.shard!r} of table {shard.table!r} has the hash {found[:12]}",
+            f"{shard.file_sha256[:12]}, as it was published",
+            f"restore {shard.path} from a backup, or erase the shard and ingest it again",
+        )
+    return shard
+
+
+def _audit(table: IcebergTable, base: int, head: int, staged: Staged, audit: Callable[[pa.Table], None] | None) -> None:
     """Does the branch's head hold the base's rows and the file's, each once? Then the caller's own audit of the file's rows."""
-    rows = pq.read_table(file, memory_map=True)
-    expected = _total(table, base) + rows.num_rows
-    if (found := _total(table, head)) != expected:
-        raise Corrupt(f"the branch with {file.name} has {found:,} rows", f"{expected:,} rows", "publish the file again")
+    with files.open_input(staged.address) as file:
+        added = pq.read_metadata(file).num_rows
+    expected = _total(table, base) + added
+    if (found := _total(table, head)) != expected or added != staged.rows:
+        name = staged.address.rpartition("/")[2]
+        raise Corrupt(f"the branch with {name} has {found:,} rows", f"{expected:,} rows", "publish the file again")
     if audit is not None:
-        audit(rows)
+        with files.open_input(staged.address) as file:
+            audit(pq.read_table(file))
 
 
 def _total(table: IcebergTable, snapshot_id: int) -> int:
-    snapshot = table.snapshot_by_id(snapshot_id)
-    if snapshot is None or snapshot.summary is None:
-        return 0
-    return int(snapshot.summary.additional_properties.get("total-records", "0"))
-
-
-def _shape(schema: pa.Schema) -> dict[str, str]:
-    """Column names and types, in which the widths of text offsets and the insides of nested types do not count."""
-    spelled = {field.name: "nested" if pa.types.is_nested(field.type) else str(field.type) for field in schema}
-    return {name: text.removeprefix("large_") for name, text in spelled.items()}
+    found = table.snapshot_by_id(snapshot_id)
+    return snapshots.state(found).rows if found is not None else 0

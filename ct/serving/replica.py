@@ -61,7 +61,7 @@ class Replica:
     def __init__(self, settings: Settings, endpoint: str) -> None:
         self.settings, self.endpoint = settings, endpoint
         self.name = secrets.token_hex(4)
-        self.slots = Slots(Artifacts(settings.artifacts))
+        self.slots = Slots(Artifacts(settings.place("artifacts")))
         self.telemetry = Telemetry(endpoint)
         self._journal = Journal(settings.database)
         self._online = OnlineStore(settings.online)

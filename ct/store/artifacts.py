@@ -3,64 +3,46 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from ct.errors import Corrupt, NotFound
-from ct.ids import canonical, sha256, sha256_file
-from ct.store.files import sync_folder
+from ct.ids import canonical, sha256
+from ct.store.files import Files
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Artifacts:
-    """Files under their SHA-256 in one folder. Writing is atomic and durable; reading verifies."""
+    """Files under their SHA-256 at one place: a folder, or s3://bucket/prefix. Writing is atomic and durable; reading verifies."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: str | Path) -> None:
+        self._files = Files(str(place))
 
-    def path(self, digest: str) -> Path:
+    def address(self, digest: str) -> str:
         """Where the file with `digest` lies, whether or not it exists. Raises NotFound for what is no SHA-256."""
-        if not _DIGEST.fullmatch(digest):
-            raise NotFound(f"{digest!r} is not an artifact", "a SHA-256 in hex", "take it from the journal")
-        return self.folder / digest[:2] / digest
+        return self._files.address(_name(digest))
 
     def put(self, data: bytes) -> str:
-        """Store `data` and return its digest. Storing the same bytes twice is a no-op."""
+        """Store `data` and return its digest. Storing the same bytes twice is a no-op. Raises Unavailable."""
         digest = sha256(data)
-        target = self.path(digest)
-        if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=target.parent, prefix=".part-")
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, target)
-            sync_folder(target.parent)
+        if not self._files.exists(_name(digest)):
+            self._files.put(_name(digest), data)
         return digest
 
-    def put_file(self, source: Path) -> str:
-        """Store a file's bytes and return its digest."""
-        return self.put(source.read_bytes())
-
     def get(self, digest: str) -> bytes:
-        """The bytes with `digest`. Raises NotFound, or Corrupt when they are not what was stored."""
-        return self.verified(digest).read_bytes()
-
-    def verified(self, digest: str) -> Path:
-        """The path of the file with `digest`, its bytes checked. Raises NotFound or Corrupt."""
-        target = self.path(digest)
-        if not target.is_file():
-            raise NotFound(f"artifact {digest[:12]} is not in {self.folder}", "a stored file", "restore it from a backup")
-        if (found := sha256_file(target)) != digest:
+        """The bytes with `digest`. Raises NotFound, Unavailable, or Corrupt when they are not what was stored."""
+        try:
+            data = self._files.get(_name(digest))
+        except NotFound:
+            place = self._files.uri
+            raise NotFound(f"artifact {digest[:12]} is not in {place}", "a stored file", "restore it from a backup") from None
+        if (found := sha256(data)) != digest:
             raise Corrupt(
                 f"artifact {digest[:12]} has the hash {found[:12]}", "the bytes that were stored", "restore it from a backup"
             )
-        return target
+        return data
 
     def put_set(self, files: Mapping[str, bytes]) -> str:
         """Store named files and, last of all, the manifest {name: digest} that makes them a set. Returns the manifest's digest."""
@@ -72,5 +54,11 @@ class Artifacts:
         return {str(name): str(value) for name, value in manifest.items()}
 
     def get_set(self, digest: str) -> dict[str, bytes]:
-        """All files of a set, every byte checked. Raises NotFound or Corrupt."""
+        """All files of a set, every byte checked. Raises NotFound, Unavailable or Corrupt."""
         return {name: self.get(value) for name, value in self.manifest(digest).items()}
+
+
+def _name(digest: str) -> str:
+    if not _DIGEST.fullmatch(digest):
+        raise NotFound(f"{digest!r} is not an artifact", "a SHA-256 in hex", "take it from the journal")
+    return f"{digest[:2]}/{digest}"

@@ -142,9 +142,9 @@ def _asked_afterwards(folder: Path, traffic: Traffic, journal: Journal) -> None:
         ("v1", "v2", 1.0),
         ("v2", None, 0.0),
     ]
-    artifacts = Artifacts(settings.load(folder).artifacts)
+    artifacts = Artifacts(settings.load(folder).place("artifacts"))
     manifest = routes.current(journal, NAME).stable.manifest  # type: ignore[union-attr]
-    victim = artifacts.path(artifacts.manifest(manifest)["weights.safetensors"])
+    victim = Path(artifacts.address(artifacts.manifest(manifest)["weights.safetensors"]))
     victim.write_bytes(victim.read_bytes()[:-1] + b"\x00")
     refused = project.ct(folder, "status", "--verify", check=False)
     assert refused.returncode == 1

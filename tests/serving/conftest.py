@@ -20,4 +20,4 @@ from tiny import Project
 def project(tmp_path: Path) -> Project:
     """An empty project."""
     found = settings.load(tmp_path, environ={}, max_body_bytes=4096, max_rows=100)
-    return Project(found, Artifacts(found.artifacts), Journal(found.database))
+    return Project(found, Artifacts(found.place("artifacts")), Journal(found.database))

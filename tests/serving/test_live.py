@@ -95,7 +95,7 @@ class Load:
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     place = settings.load(tmp_path_factory.mktemp("live"), environ={}, port=local.free_port())
-    project = Project(place, Artifacts(place.artifacts), Journal(place.database))
+    project = Project(place, Artifacts(place.place("artifacts")), Journal(place.database))
     project.first()
     script = str(Path(__file__).with_name("driver.py"))
     child = subprocess.Popen(
@@ -148,7 +148,7 @@ def test_upgrades_in_place_fail_no_request(live: Live) -> None:
 
 def test_a_damaged_version_is_refused_and_changes_nothing(live: Live) -> None:
     arm = live.project.version("v3", 2.0)
-    stored = live.project.artifacts.path(arm.manifest)
+    stored = Path(live.project.artifacts.address(arm.manifest))
     stored.write_bytes(stored.read_bytes().replace(b"model", b"nodel"))
     with Load(live.port) as load:
         time.sleep(0.2)

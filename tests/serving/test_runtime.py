@@ -50,7 +50,7 @@ def test_golden_rows_that_come_out_differently_are_refused() -> None:
 
 def test_a_changed_byte_is_refused(project: Project) -> None:
     arm = project.version("v1")
-    graph = project.artifacts.path(project.artifacts.manifest(arm.manifest)[files.ONNX])
+    graph = Path(project.artifacts.address(project.artifacts.manifest(arm.manifest)[files.ONNX]))
     data = bytearray(graph.read_bytes())
     data[-1] ^= 1
     graph.write_bytes(data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from tiny import Project
 
@@ -47,7 +49,7 @@ def test_an_older_route_and_an_unstaged_version_change_nothing(project: Project)
 def test_damaged_missing_or_renamed_files_are_not_staged(project: Project) -> None:
     slots = Slots(project.artifacts)
     one, two = project.version("v1"), project.version("v2", 1.0)
-    stored = project.artifacts.path(two.manifest)
+    stored = Path(project.artifacts.address(two.manifest))
     stored.write_bytes(stored.read_bytes() + b" ")
     with pytest.raises(Corrupt):
         slots.stage("v2", two.manifest)

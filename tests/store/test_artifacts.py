@@ -22,7 +22,7 @@ def test_one_changed_byte_is_found(tmp_path: Path) -> None:
     artifacts = Artifacts(tmp_path)
     digest = artifacts.put_set({"a": b"one", "b": b"two"})
     assert artifacts.get_set(digest) == {"a": b"one", "b": b"two"}
-    victim = artifacts.path(artifacts.manifest(digest)["b"])
+    victim = Path(artifacts.address(artifacts.manifest(digest)["b"]))
     victim.write_bytes(b"twO")
     with pytest.raises(Corrupt, match="has the hash"):
         artifacts.get_set(digest)
@@ -31,7 +31,7 @@ def test_one_changed_byte_is_found(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["", "../../etc/passwd", "A" * 64, "0" * 63, "0" * 64 + "/x"])
 def test_what_is_no_digest_is_never_a_path(tmp_path: Path, name: str) -> None:
     with pytest.raises(NotFound):
-        Artifacts(tmp_path).path(name)
+        Artifacts(tmp_path).address(name)
 
 
 def test_an_unknown_digest_is_not_found(tmp_path: Path) -> None:
