@@ -118,7 +118,7 @@ def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDAr
     from ct.store.journal import Journal
 
     place = settings.load(home, environ={})
-    journal, artifacts, warehouse = Journal(place.database), Artifacts(place.artifacts), Warehouse(place)
+    journal, artifacts, warehouse = Journal(place.database), Artifacts(place.place("artifacts")), Warehouse(place)
     begun = time.monotonic()
     for name, files in shards.write(home / "shards").items():
         table = next(table for table in line.all_tables if table.name == name)

@@ -47,7 +47,7 @@ class Actor:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.journal = Journal(settings.database, clock=self.clock, actor=actor or os.environ.get("USER", "ct"))
-        self.artifacts = Artifacts(settings.artifacts)
+        self.artifacts = Artifacts(settings.place("artifacts"))
         self.place = Place(pipeline, settings, self.journal, self.artifacts)
         self._digests: dict[tuple[str, int, int], str] = {}
         self._committed = 0.0
