@@ -12,8 +12,9 @@ from ct.data.columns import kind_of
 from ct.data.reading import TYPES
 from ct.data.tables import ShardFile
 from ct.errors import NotFound
-from ct.store.journal import Event, Journal, New
+from ct.store.journal import Event, Journal
 
+_CONTRACTS = ("TableCreated", "ContractChanged")
 REQUESTED, REWRITTEN, VERIFIED, INCOMPLETE = "ErasureRequested", "ShardsRewritten", "ErasureVerified", "ErasureIncomplete"
 
 
@@ -24,7 +25,7 @@ def stream(table: str) -> str:
 
 def contract(journal: Journal, table: str) -> pa.Schema | None:
     """The schema every shard must have, None before the first one. Shards that are older than a column have it missing."""
-    for event in reversed(tuple(journal.read(stream(table), types=["TableCreated", "ContractChanged"]))):
+    for event in reversed(tuple(journal.read(stream(table), types=_CONTRACTS))):
         return pa.schema([(name, TYPES[text]) for name, text in event.data["schema"]])
     return None
 
@@ -48,35 +49,28 @@ def arrived(journal: Journal, table: str) -> tuple[ShardFile, ...]:
     `ErasureRequested` says which places of a shard are left out from that moment on, `ShardsRewritten` where shards lie now.
     """
     shards: dict[str, ShardFile] = {}
-    for event in journal.read(stream(table), types=["ShardPublished", REQUESTED, REWRITTEN]):
+    types: dict[str, str] = {}
+    for event in journal.read(stream(table), types=[*_CONTRACTS, "ShardPublished", REQUESTED, REWRITTEN]):
+        if event.type in _CONTRACTS:
+            types = {name: text for name, text in event.data["schema"]}
+            continue
         if event.type == "ShardPublished":
             shards[event.data["sha256"]] = _shard(event)
             continue
-        place = {"path": event.data["file"], "without": ()} if event.type == REWRITTEN else {}
+        place: dict[str, Any] = {}
+        if event.type == REWRITTEN:
+            place = {"path": event.data["file"], "file_sha256": event.data["file_sha256"], "without": ()}
         for digest, changed in event.data["shards"].items():
             shards[digest] = _changed(shards[digest], {**place, **changed})
         for digest in event.data.get("gone", ()):
-            shards[digest] = replace(shards[digest], path="", rows=0, without=())
-    return tuple(shards.values())
+            shards[digest] = replace(shards[digest], path="", file_sha256="", rows=0, without=())
+    return tuple(replace(shard, types=types) for shard in shards.values())
 
 
 def resolve(journal: Journal, table: str, digests: Collection[str]) -> tuple[ShardFile, ...]:
     """The published shards among those of the SHA-256 `digests`, where and as they are now."""
     wanted = frozenset(digests)
     return tuple(shard for shard in published(journal, table) if shard.sha256 in wanted)
-
-
-def moved(
-    rewrite: str, reason: str, file: str, shards: Mapping[str, Mapping[str, Any]], gone: Collection[str] = (), **more: Any
-) -> New:
-    """The event that says where `shards` lie now: in `file`, from row "start" on. `gone` names those of which nothing is left."""
-    data = {"rewrite": rewrite, "reason": reason, "file": file, "shards": {k: dict(v) for k, v in shards.items()}}
-    return New(REWRITTEN, {**data, "gone": sorted(gone), **more})
-
-
-def rewrites(journal: Journal, table: str) -> frozenset[str]:
-    """The names of the rewritings that the journal knows."""
-    return frozenset(event.data["rewrite"] for event in journal.read(stream(table), types=[REWRITTEN]))
 
 
 def quarantined(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
@@ -118,11 +112,15 @@ def _shard(event: Event) -> ShardFile:
         time_min=data["time_min"],
         time_max=data["time_max"],
         tags=data["tags"],
+        file_sha256=data.get("file_sha256", ""),
     )
 
 
+_CHANGES = ("path", "file_sha256", "rows", "start", "time_min", "time_max", "content")
+
+
 def _changed(shard: ShardFile, data: Mapping[str, Any]) -> ShardFile:
-    fields = {name: data[name] for name in ("path", "rows", "start", "time_min", "time_max", "content") if name in data}
+    fields = {name: data[name] for name in _CHANGES if name in data}
     if "without" in data:
         fields["without"] = tuple(data["without"])
     if "tags" in data:
