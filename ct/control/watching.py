@@ -122,7 +122,7 @@ def _features(place: Place, known: Mapping[str, list[Any]], shard: Any) -> dict[
 
 
 def _reference(place: Place, run: runs.Run) -> Profile:
-    return Profile.from_json(place.artifacts.get(run.facts["profile"]))
+    return Profile.from_bytes(place.artifacts.get(run.facts["profile"]))
 
 
 def _judged(run: runs.Run) -> dict[str, float]:
