@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from ct.clock import duration
 from ct.errors import InvalidPipeline
 from ct.ids import Json, check_name, describe, fingerprint
-from ct.roles import Check, Column, Columns, Feature, Personal, Selector
+from ct.roles import Check, Column, Columns, Feature, Personal, Selector, Source
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class Table:
     `key` is one column or several; `time` the event time's column. `policy` says what a shard of other columns means, `personal` which
     columns are dropped or keyed-hashed on arrival. `slices` names text columns by whose values shards are tagged and profiled, `tags` is
     a function from a shard's columns to tags of your own {name: text, number or truth value}. Rows older than `retention` may be removed.
+    `source` is where its shards come from: landing/<name>/ when None.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Table:
     tags: Callable[[Columns], Mapping[str, Any]] | None = None
     retention: str = ""
     columns: Mapping[str, str] = field(default_factory=dict, hash=False)
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "table")
@@ -85,6 +87,12 @@ class Table:
         if not isinstance(self.time, str) or not self.time:
             raise InvalidPipeline(f"table {self.name!r} has time {self.time!r}", "a column name", "name the event time")
         object.__setattr__(self, "checks", tuple(self.checks))
+        if self.source is not None and not isinstance(self.source, Source):
+            raise InvalidPipeline(
+                f"source {self.source!r} of table {self.name!r}",
+                "an object with explain(), pending(cursor), fetch(arrival, cursor, folder) and locate(text, cursor)",
+                "use ct.Folder, ct.ObjectStore, ct.IcebergTable, ct.DeltaTable or your own source",
+            )
         for check in self.checks:
             if not isinstance(check, Check):
                 raise InvalidPipeline(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
@@ -61,6 +62,61 @@ class Check(Protocol):
 
     def limit(self) -> float:
         """The share of rows that may break it, 0 for none."""
+        ...
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """Something new at a source: one shard to be. `name` is a safe file name, `position` the cursor once it is taken.
+
+    `key` names it among the things of a source without an order (a file, an object). Where positions follow each other it is empty,
+    and `after` is the position before, "" at the beginning. `size` is in bytes, None where it is not known before. `refused` says why
+    it is not fetched at all.
+    """
+
+    name: str
+    position: str
+    size: int | None = None
+    key: str = ""
+    after: str = ""
+    refused: str = ""
+
+
+@dataclass(frozen=True)
+class Cursor:
+    """How far a table's source has been read, as the journal says. Paths of a source are relative to `root`.
+
+    `position` is the newest of an ordered source that was taken, `started` the one that its reading began with, "" for none.
+    `taken` holds the position of each key of a source without an order; `seen` the SHA-256 of every file that ingest has judged.
+    `digest` gives the SHA-256 of a file here; a loop passes one that remembers.
+    """
+
+    root: Path
+    digest: Callable[[Path], str]
+    position: str = ""
+    started: str = ""
+    taken: Mapping[str, str] = field(default_factory=dict)
+    seen: frozenset[str] = frozenset()
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Where a table's shards come from."""
+
+    def explain(self) -> str:
+        """What and where it is, without secrets, for reports."""
+        ...
+
+    def pending(self, cursor: Cursor) -> tuple[Arrival, ...]:
+        """What is there and was not taken, oldest first; it reads no content. Raises a CtError when the source cannot be read on."""
+        ...
+
+    def fetch(self, arrival: Arrival, cursor: Cursor, folder: Path) -> Path:
+        """The arrival as one whole file: in `folder`, or where it lies. The same arrival gives the same bytes. Raises a CtError."""
+        ...
+
+    def locate(self, text: str, cursor: Cursor) -> str:
+        """The position that a person calls `text`, such as a snapshot's id. Raises InvalidRequest where there is none."""
         ...
 
 
