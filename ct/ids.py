@@ -52,6 +52,8 @@ def describe(value: object) -> Json:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields: dict[str, Json] = {"kind": type(value).__name__}
         for field in dataclasses.fields(value):
+            if field.metadata.get("says") == "nothing":  # a remark: it changes nothing that is made
+                continue
             fields[field.name] = describe(getattr(value, field.name))
         return fields
     if isinstance(value, Mapping):

@@ -13,7 +13,6 @@ from time import monotonic
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ct.clock import duration
@@ -35,13 +34,13 @@ from ct.roles import Columns, Offered
 from ct.serving.runtime import Predictor
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
-from ct.store.files import open_input
 from ct.store.journal import Journal
 from ct.training import export, trainer
 from ct.training.data import TrainingSet
 
 Step = Callable[[str], None]
 GOLDEN_ROWS = 64
+_PLACE = ("_key", "_time")
 
 
 @dataclass(frozen=True)
@@ -121,11 +120,11 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     split = windows.split(times, known_at, label, holdout_us=int(duration(line.holdout).total_seconds() * 1e6))
     segments = {name: np.asarray(table[f"segment:{name}"].to_pylist(), dtype=object) for name in line.segments}
     columns = to_columns(table.select([column.name for column in line.outputs]))
-    built = sum(part.built for part in made.parts)
+    built = sum(bool(part.built) for part in made.parts)
     if not line.rows:
         return Rows(columns, label, segments, split, made.digest, built)
-    keys = row_hash(to_columns(table.select(_PLACE)), _PLACE)
-    homes = _homes(made, keys)
+    keys = row_hash({name: table[name].combine_chunks() for name in _PLACE}, _PLACE)
+    home = table["_shard"].combine_chunks()
     tags = {shard.shard: shard.tags for shard in shards[line.table.name]}
     train = split.train.copy()
     train[train] = slices.chosen(
@@ -134,8 +133,8 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
             times=times[train],
             keys=keys[train],
             segments=take(segments, train),
-            shards=homes[train],
-            tags=[tags[part.shard] for part in made.parts],
+            shards=home.indices.to_numpy()[train],
+            tags=[tags[shard] for shard in home.dictionary.to_pylist()],
         ),
     )
     selection = {
@@ -145,21 +144,6 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     }
     split = windows.Split(windows.enough(train, label, "to train on"), split.judge, split.window)
     return Rows(columns, label, segments, split, made.digest, built, selection)
-
-
-_PLACE = ["_key", "_time"]
-
-
-def _homes(made: build.FeatureSet, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The place in `made.parts` of each row's part, shape [n]."""
-    found = []
-    for part in made.parts:
-        with open_input(part.path) as source:
-            found.append(row_hash(to_columns(pq.read_table(source, columns=_PLACE)), _PLACE))
-    owner = np.repeat(np.arange(len(found)), [len(part) for part in found])
-    every = np.concatenate(found)
-    order = np.argsort(every, kind="stable")
-    return owner[order[np.searchsorted(every, keys, sorter=order)]]
 
 
 def shards_of(place: Place, run: runs.Run) -> dict[str, list[Any]]:
@@ -214,7 +198,7 @@ def carry_out(
         "selection": dict(data.selection),
         "workers": workers,
         "seconds": round(monotonic() - begun, 2),
-        "profile": place.artifacts.put(profile.to_json()),
+        "profile": place.artifacts.put(profile.to_bytes()),
         "report": report.to_json(),
     }
     runs.registered(place.journal, line.name, run.id, version=registered.name, facts=facts)

@@ -1,41 +1,107 @@
-"""Fitted state: vocabularies and scales, learned on the training window only, and the encoding they define. Training and serving share it."""
+"""Fitted state: scales, vocabularies and bins, learned on the training window only, and the encoding they define. Training and serving share it."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
+from ct.data.hashing import text_hash
+from ct.errors import Corrupt
 from ct.ids import canonical
 from ct.roles import Column, Columns
 
-MISSING, UNKNOWN = 0, 1
+MISSING, UNKNOWN, RARE = 0, 1, 2
 CLIP = 8.0
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Scale:
-    """A numeric column: standardized by mean and deviation, clipped at ±8; missing becomes 0, flagged when training had missing ones."""
+    """A numeric column: standardized by mean and deviation, clipped at ±`clip` (0 for never); missing becomes 0, flagged when training had
+    missing ones."""
 
     name: str
     mean: float
     deviation: float
     flagged: bool
+    clip: float = CLIP
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A category column: id 0 missing, 1 unknown or rare, then `values` in order."""
+    """A category column: id 0 missing, 1 unknown, 2 rare, then `values` in order.
+
+    A value seen once in training counts as unknown, so that the model learns what an unknown value is like.
+    """
 
     name: str
     values: tuple[str, ...]
+    rare: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return len(self.values) + 3
+
+    @cached_property
+    def _ids(self) -> dict[str | None, int]:
+        ids: dict[str | None, int] = {None: MISSING}
+        ids |= dict.fromkeys(self.rare, RARE)
+        ids |= {value: at for at, value in enumerate(self.values, RARE + 1)}
+        return ids
+
+    def ids(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """The id of each value, shape [n]."""
+        ids = self._ids
+        return np.array([ids.get(value, UNKNOWN) for value in values.tolist()], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Hashed:
+    """A category column without a vocabulary: id 0 missing, then one of `buckets` by the hash of the text."""
+
+    name: str
+    buckets: int
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return self.buckets + 1
+
+    def ids(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """The id of each value, shape [n]."""
+        texts = pa.array(values, pa.string(), from_pandas=True)
+        found = 1 + (text_hash(texts) % np.uint64(self.buckets)).astype(np.int64)
+        return np.where(texts.is_null().to_numpy(zero_copy_only=False), MISSING, found)
+
+
+@dataclass(frozen=True)
+class Bins:
+    """A numeric column as a category: id 0 missing, then the bin between inner `edges`; a value equal to an edge belongs to the bin below it."""
+
+    name: str
+    edges: tuple[float, ...]
+
+    @property
+    def size(self) -> int:
+        """How many ids there are."""
+        return len(self.edges) + 2
+
+    def ids(self, values: NDArray[Any]) -> NDArray[np.int64]:
+        """The id of each value, shape [n]."""
+        found = 1 + np.searchsorted(np.array(self.edges), values)
+        return np.where(np.isfinite(values), found, MISSING).astype(np.int64)
+
+
+Ids: TypeAlias = Vocabulary | Hashed | Bins
 
 
 @dataclass(frozen=True)
@@ -43,34 +109,34 @@ class Encoder:
     """Feature columns → float32 [n, F] and int64 [n, C]. Infinite numbers count as missing."""
 
     scales: tuple[Scale, ...]
-    vocabularies: tuple[Vocabulary, ...]
+    categories: tuple[Ids, ...]
 
     @staticmethod
-    def fit(columns: Columns, outputs: Sequence[Column], *, min_count: int = 5) -> Encoder:
-        """Learn from the training rows. Categories seen fewer than `min_count` times count as unknown."""
-        scales, vocabularies = [], []
+    def fit(columns: Columns, outputs: Sequence[Column]) -> Encoder:
+        """Learn from the training rows."""
+        scales: list[Scale] = []
+        categories: list[Ids] = []
         for output in outputs:
             values = columns[output.name]
-            if output.kind == "category":
-                found = Counter(value for value in values.tolist() if value is not None)
-                kept = sorted(value for value, count in found.items() if count >= min_count)
-                vocabularies.append(Vocabulary(output.name, tuple(kept)))
+            if output.hashed:
+                categories.append(Hashed(output.name, output.hashed))
+            elif output.kind == "category":
+                categories.append(_vocabulary(output, values))
+            elif output.bins:
+                categories.append(_bins(output, values))
             else:
-                scales.append(_scale(output.name, values))
-        return Encoder(tuple(scales), tuple(vocabularies))
+                scales.append(_scale(output, values))
+        return Encoder(tuple(scales), tuple(categories))
 
     @cached_property
-    def _ids(self) -> tuple[dict[str | None, int], ...]:
-        return tuple({None: MISSING, **{value: at for at, value in enumerate(v.values, 2)}} for v in self.vocabularies)
-
-    @cached_property
-    def _plan(self) -> tuple[Floats, Floats, list[int], list[int], list[int]]:
-        """Means [K, 1], deviations [K, 1]; where each of K scales stands in the output; which are flagged, and where their flags stand."""
+    def _plan(self) -> tuple[Floats, Floats, Floats, list[int], list[int], list[int]]:
+        """Means, deviations and clips [K, 1]; where each of K scales stands in the output; which are flagged, and where their flags stand."""
         mean = np.array([[scale.mean] for scale in self.scales]).reshape(-1, 1)
         deviation = np.array([[scale.deviation] for scale in self.scales]).reshape(-1, 1)
+        clip = np.array([[scale.clip or np.inf] for scale in self.scales]).reshape(-1, 1)
         flagged = [at for at, scale in enumerate(self.scales) if scale.flagged]
         places = [at + sum(other < at for other in flagged) for at in range(len(self.scales))]
-        return mean, deviation, places, flagged, [places[at] + 1 for at in flagged]
+        return mean, deviation, clip, places, flagged, [places[at] + 1 for at in flagged]
 
     @cached_property
     def numeric_names(self) -> tuple[str, ...]:
@@ -80,19 +146,29 @@ class Encoder:
         )
 
     @property
+    def texts(self) -> tuple[str, ...]:
+        """The columns that hold text; all others hold numbers."""
+        return tuple(part.name for part in self.categories if not isinstance(part, Bins))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that it reads."""
+        return (*(scale.name for scale in self.scales), *(part.name for part in self.categories))
+
+    @property
     def cardinalities(self) -> tuple[int, ...]:
         """Ids of each of the C categories."""
-        return tuple(len(vocabulary.values) + 2 for vocabulary in self.vocabularies)
+        return tuple(part.size for part in self.categories)
 
     def numeric(self, columns: Columns) -> NDArray[np.float32]:
         """Standardized numbers, float32 [n, F]."""
         made = np.empty((_count(columns), len(self.numeric_names)), dtype=np.float32)
         if self.scales:
-            mean, deviation, places, flagged, flags = self._plan
+            mean, deviation, clip, places, flagged, flags = self._plan
             values = np.array([columns[scale.name] for scale in self.scales])  # [K, n]: one operation for all columns
             absent = ~np.isfinite(values)
             values[absent] = 0.0
-            scaled = np.minimum(np.maximum((values - mean) / deviation, -CLIP), CLIP)
+            scaled = np.minimum(np.maximum((values - mean) / deviation, -clip), clip)
             scaled[absent] = 0.0
             made[:, places] = scaled.T
             made[:, flags] = absent[flagged].T
@@ -100,26 +176,53 @@ class Encoder:
 
     def category(self, columns: Columns) -> NDArray[np.int64]:
         """Ids, int64 [n, C]."""
-        made = np.empty((_count(columns), len(self.vocabularies)), dtype=np.int64)
-        for at, (vocabulary, ids) in enumerate(zip(self.vocabularies, self._ids, strict=True)):
-            made[:, at] = [ids.get(value, UNKNOWN) for value in columns[vocabulary.name].tolist()]
+        made = np.empty((_count(columns), len(self.categories)), dtype=np.int64)
+        for at, part in enumerate(self.categories):
+            made[:, at] = part.ids(columns[part.name])
         return made
 
     def to_json(self) -> bytes:
         """One spelling of the encoder."""
-        scales = [[s.name, s.mean, s.deviation, s.flagged] for s in self.scales]
-        return canonical({"scales": scales, "vocabularies": [[v.name, list(v.values)] for v in self.vocabularies]}).encode()
+        categories = [{"kind": type(part).__name__, **asdict(part)} for part in self.categories]
+        return canonical({"scales": [asdict(scale) for scale in self.scales], "categories": categories}).encode()
 
     @staticmethod
     def from_json(data: bytes) -> Encoder:
-        """The encoder that `to_json` wrote."""
+        """The encoder that `to_json` wrote. Raises Corrupt for what this ct does not know."""
         found = json.loads(data)
-        vocabularies = tuple(Vocabulary(name, tuple(values)) for name, values in found["vocabularies"])
-        return Encoder(tuple(Scale(*scale) for scale in found["scales"]), vocabularies)
+        try:
+            categories = tuple(_part(**fields) for fields in found["categories"])
+            return Encoder(tuple(Scale(**scale) for scale in found["scales"]), categories)
+        except (KeyError, TypeError) as error:
+            raise Corrupt(f"an encoder of another form: {error}", "the form of this ct", "upgrade ct, or retrain") from None
 
 
-def _scale(name: str, values: NDArray[Any]) -> Scale:
+def _part(kind: str, **fields: Any) -> Ids:
+    made: dict[str, type[Any]] = {"Vocabulary": Vocabulary, "Hashed": Hashed, "Bins": Bins}
+    part: Ids = made[kind](**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+    return part
+
+
+def _vocabulary(output: Column, values: NDArray[Any]) -> Vocabulary:
+    found = Counter(value for value in values.tolist() if value is not None)
+    kept = sorted(value for value, count in found.items() if count >= output.rare)
+    rare = sorted(value for value, count in found.items() if 2 <= count < output.rare)
+    return Vocabulary(output.name, tuple(kept), tuple(rare))
+
+
+def _bins(output: Column, values: NDArray[Any]) -> Bins:
     present = values[np.isfinite(values)]
+    if not len(present):
+        return Bins(output.name, ())
+    edges = np.unique(np.quantile(present, np.arange(1, output.bins) / output.bins, method="inverted_cdf"))
+    return Bins(output.name, tuple(edges.tolist()))
+
+
+def _scale(output: Column, values: NDArray[Any]) -> Scale:
+    present = values[np.isfinite(values)]
+    flagged = len(present) < len(values)
+    if not output.scaled:
+        return Scale(output.name, 0.0, 1.0, flagged, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
         mean = float(present.mean()) if len(present) else 0.0
         deviation = float(present.std()) if len(present) else 0.0
@@ -127,7 +230,7 @@ def _scale(name: str, values: NDArray[Any]) -> Scale:
         mean, deviation = 0.0, float(np.abs(present).max())
     # A column of one value may show a deviation of rounding errors only; dividing by it would blow noise up.
     spread = deviation > 1e-12 * abs(mean)
-    return Scale(name, mean, deviation if spread and deviation > 0 else 1.0, len(present) < len(values))
+    return Scale(output.name, mean, deviation if spread and deviation > 0 else 1.0, flagged)
 
 
 def _count(columns: Columns) -> int:

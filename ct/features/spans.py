@@ -45,7 +45,8 @@ def _reduce(function: Any, values: Floats, start: Ints, stop: Ints) -> Floats:
     if not len(full):
         return found
     # reduceat also reduces the gaps between spans; in order of start they add up to at most one pass over the values.
-    full = full[np.argsort(start[full], kind="stable")]
+    if np.any(start[full[1:]] < start[full[:-1]]):
+        full = full[np.argsort(start[full], kind="stable")]
     bounds = np.empty(2 * len(full), dtype=np.int64)
     bounds[0::2], bounds[1::2] = start[full], stop[full]
     with np.errstate(over="ignore", invalid="ignore"):

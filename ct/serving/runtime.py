@@ -86,10 +86,8 @@ class Predictor:
 
     def _check(self, golden: Mapping[str, Any]) -> None:
         values, columns = golden["features"], dict[str, NDArray[Any]]()
-        for scale in self.encoder.scales:
-            columns[scale.name] = np.array(values[scale.name], dtype=np.float64)
-        for vocabulary in self.encoder.vocabularies:
-            columns[vocabulary.name] = np.array(values[vocabulary.name], dtype=object)
+        for name in self.encoder.names:
+            columns[name] = np.array(values[name], dtype=object if name in self.encoder.texts else np.float64)
         expected = np.array(golden["score"], dtype=np.float64)
         found = self.score_features(columns)
         gap = float(np.abs(found - expected).max(initial=0.0)) if found.shape == expected.shape else float("inf")

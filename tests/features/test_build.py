@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from worlds import FEATURES, HOUR, SKY, START, TRIPS, bits, shard, with_legs
 from ct.data.columns import NO_TIME, to_columns
 from ct.errors import InvalidPipeline, NotFound
 from ct.features.build import build, read
-from ct.features.declare import numeric
-from ct.features.transform import TableHistory, transform
+from ct import numeric
+from ct.features.history import TableHistory
+from ct.features.transform import transform
 
 LINE = worlds.pipeline()
 STEP = 50 * HOUR
@@ -66,28 +68,24 @@ def test_ray_and_one_process_give_the_same_bytes(shards, tmp_path, ray_local):
     many = build(LINE, shards, folder=tmp_path / "many", parallel=True)
     assert one.digest == many.digest
     assert contents(tmp_path / "one") == contents(tmp_path / "many")
-    assert len(contents(tmp_path / "one")) == 3
-    assert all(part.built for part in many.parts)
+    assert len(contents(tmp_path / "one")) == 3 * (1 + len(FEATURES))
+    assert all(set(part.built) == {Path(file).name for file in part.files} for part in many.parts)
 
 
 def test_an_error_in_a_worker_is_ours(shards, tmp_path, ray_local):
     wrong = worlds.pipeline(features=[numeric("legg")])
     with pytest.raises(InvalidPipeline, match="did you mean 'leg'"):
         build(wrong, shards, folder=tmp_path / "f", parallel=True)
-    assert contents(tmp_path / "f") == {}
+    assert not (tmp_path / "f").exists()
 
 
 def test_only_new_shards_are_built(shards, tmp_path):
     first = build(LINE, {**shards, "trips": shards["trips"][:2]}, folder=tmp_path / "f", parallel=False)
-    assert [part.built for part in first.parts] == [True, True]
+    assert [bool(part.built) for part in first.parts] == [True, True]
     second = build(LINE, shards, folder=tmp_path / "f", parallel=False)
-    assert [part.built for part in second.parts] == [False, False, True]
-    assert second.parts[:2] == tuple(found_not_built(part) for part in first.parts)
-    assert [part.built for part in build(LINE, shards, folder=tmp_path / "f").parts] == [False] * 3
-
-
-def found_not_built(part):
-    return type(part)(**{**part.__dict__, "built": False})
+    assert [bool(part.built) for part in second.parts] == [False, False, True]
+    assert second.parts[:2] == tuple(replace(part, built=()) for part in first.parts)
+    assert [part.built for part in build(LINE, shards, folder=tmp_path / "f").parts] == [()] * 3
 
 
 def test_a_late_shard_renews_just_what_it_touches(shards, tmp_path):
@@ -97,7 +95,10 @@ def test_a_late_shard_renews_just_what_it_touches(shards, tmp_path):
     late = with_legs({**late, "arrives": late["leaves"] + HOUR // 2})
     more = {**shards, "trips": [*shards["trips"], shard(TRIPS, late, tmp_path / "late.parquet")]}
     made = build(LINE, more, folder=tmp_path / "f", parallel=False)
-    assert [part.built for part in made.parts] == [False, True, True, True]
+    assert [bool(part.built) for part in made.parts] == [False, True, True, True]
+    files = [Path(file).name for file in made.parts[1].files]
+    windows = {files[at] for at, feature in enumerate(FEATURES, 1) if any(x.table == "trips" for x in feature.lookups())}
+    assert set(made.parts[1].built) == windows, "the weather and the rows' own features stay as they were"
 
 
 def test_the_order_of_arrival_does_not_matter(shards, tmp_path):
@@ -174,7 +175,7 @@ def test_a_half_written_part_is_never_taken_for_a_part(shards, tmp_path, monkeyp
     def killed(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ct.features.build.os.replace", killed)
+    monkeypatch.setattr("ct.store.files.os.replace", killed)
     with pytest.raises(KeyboardInterrupt):
         build(LINE, shards, folder=tmp_path / "f", parallel=False)
     monkeypatch.undo()

@@ -16,8 +16,9 @@ from worlds import FEATURES, HOUR, TRIPS, text
 
 from ct.data.columns import NO_TIME
 from ct.errors import Corrupt, InvalidPipeline
-from ct.features.declare import category, cyclic, from_spec, latest, numeric, to_spec, window
-from ct.features.transform import TableHistory
+from ct import category, cyclic, latest, numeric, window
+from ct.features.declare import from_spec, to_spec
+from ct.features.history import TableHistory
 from ct.ids import fingerprint
 from ct.roles import Feature
 

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import text
 
-from ct.features.encode import CLIP, MISSING, UNKNOWN, Encoder
+from ct.features.encode import CLIP, MISSING, RARE, UNKNOWN, Encoder
 from ct.roles import Column
 
 OUTPUTS = (Column("town", "category"), Column("leg", "numeric"), Column("late", "numeric"))
 TRAIN = {
-    "town": text(["A"] * 6 + ["B"] * 5 + ["rare"] * 4 + [None]),
+    "town": text(["A"] * 6 + ["B"] * 5 + ["rare"] * 3 + ["once"] + [None]),
     "leg": np.arange(16.0),
     "late": np.array([1.0, 3.0] * 7 + [math.nan, math.inf]),
 }
@@ -32,9 +32,9 @@ def rows(**changes):
 
 def test_categories():
     encoder = fitted()
-    assert encoder.cardinalities == (4,)
-    asked = rows(town=text([None, "never seen", "rare", "A", "B"]), leg=np.zeros(5), late=np.zeros(5))
-    assert encoder.category(asked)[:, 0].tolist() == [MISSING, UNKNOWN, UNKNOWN, 2, 3]
+    assert encoder.cardinalities == (5,)
+    asked = rows(town=text([None, "never seen", "once", "rare", "A", "B"]), leg=np.zeros(6), late=np.zeros(6))
+    assert encoder.category(asked)[:, 0].tolist() == [MISSING, UNKNOWN, UNKNOWN, RARE, 3, 4]
     assert encoder.category(asked).dtype == np.int64
 
 
@@ -75,7 +75,7 @@ def test_the_json_form_is_stable_and_complete():
     assert back.to_json() == encoder.to_json()
     shuffled = np.random.default_rng(1).permutation(16)
     again = Encoder.fit({name: column[shuffled] for name, column in TRAIN.items()}, OUTPUTS)
-    assert again.vocabularies == encoder.vocabularies
+    assert again.categories == encoder.categories
 
 
 @given(st.lists(st.tuples(st.sampled_from(["A", "B", "é", None]), values, values), min_size=1, max_size=40))

@@ -14,8 +14,9 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from ct.data.columns import NO_TIME
+from ct.data.hashing import row_hash
 from ct.data.tables import ShardFile
-from ct.features.declare import category, cyclic, latest, numeric, window
+from ct import category, cyclic, latest, numeric, window
 from ct.ids import sha256_file
 from ct.pipeline import Label, Pipeline, Table
 
@@ -140,12 +141,13 @@ def known_before(table: dict[str, np.ndarray], by: tuple[str, ...], row: dict[st
                  key: str, columns: tuple[str, ...]) -> list[tuple[float, ...]]:  # fmt: skip
     """The history of one row, by looking at every row of the table: sorted, and each once."""
     found = set()
+    hashes = row_hash(table, [key]).tolist()
     for at in range(len(table[known_at])):
         moment = int(table[known_at][at])
         same = all(table[name][at] is not None and table[name][at] == row[name] for name in by)
         if same and moment != NO_TIME and time - over <= moment < time:
             raw = struct.pack(f"<{len(columns)}d", *(math.nan if (v := table[n][at]) != v else v for n in columns))
-            found.add((moment, table[key][at] or "", raw))
+            found.add((moment, hashes[at], raw))
     return [struct.unpack(f"<{len(columns)}d", raw) for _, _, raw in sorted(found)]
 
 
