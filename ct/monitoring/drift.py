@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.data.profile import Categories, Numbers, Profile
+from ct.data.profile import Categories, Numbers, Profile, Profiles
 from ct.errors import InvalidSettings
+from ct.monitoring.distance import Floats, Ints, Mask, false_discovery, measure
 
-Floats = NDArray[np.float64]
-Mask = NDArray[np.bool_]
-
-EXPECTED = 5.0
-"""Bins are pooled until the smaller side may expect so many rows in each: below, the chi-square law does not hold."""
+_OTHER_BINS = "not compared: counted on other bins, profile it like the reference"
 
 
 @dataclass(frozen=True)
@@ -38,6 +36,68 @@ class FeatureDrift:
     note: str = ""
 
 
+@dataclass(frozen=True)
+class SliceDrift:
+    """One column within the rows whose `slice_column` is `slice_value`. `feature.drifted` holds over all slices and columns together."""
+
+    slice_column: str
+    slice_value: str
+    rows_before: int
+    rows_now: int
+    feature: FeatureDrift
+
+
+@dataclass(frozen=True, eq=False)
+class SlicedDrift:
+    """Every column of every slice that both sides have: `effect`, `p_value`, `drifted`, `compared` [s, k], rows `slices`, columns `columns`.
+
+    `gone` are slices of the reference that have no row now, `new` slices that have rows only now.
+    """
+
+    reference: Profiles
+    current: Profiles
+    floor: float
+    slices: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    effect: Floats
+    p_value: Floats
+    compared: Mask
+    drifted: Mask
+
+    @cached_property
+    def gone(self) -> tuple[tuple[str, str], ...]:
+        """Slices that have no row any more."""
+        return tuple(label for label in self.reference.slices() if label not in self.slices)
+
+    @cached_property
+    def new(self) -> tuple[tuple[str, str], ...]:
+        """Slices that had no row before."""
+        return tuple(label for label in self.current.slices() if label not in self.slices)
+
+    def worst(self, most: int = 20) -> tuple[SliceDrift, ...]:
+        """The drifted columns of slices, the greatest effects first, `most` at most."""
+        order = np.argsort(np.where(self.drifted, -self.effect, 1.0), axis=None, kind="stable")[:most]
+        places = [(int(at) // len(self.columns), int(at) % len(self.columns)) for at in order]
+        return tuple(self._one(s, k) for s, k in places if self.drifted[s, k])
+
+    def _one(self, s: int, k: int) -> SliceDrift:
+        column, value = self.slices[s]
+        before, now = self.reference.slice(column, value), self.current.slice(column, value)
+        assert before is not None, "slices are those of both sides"
+        assert now is not None, "slices are those of both sides"
+        name = self.columns[k]
+        feature = _feature(
+            name,
+            before.columns[name],
+            now.columns[name],
+            effect=float(self.effect[s, k]),
+            floor=self.floor,
+            p_value=float(self.p_value[s, k]),
+            drifted=bool(self.drifted[s, k]),
+        )
+        return SliceDrift(column, value, before.rows, now.rows, feature)
+
+
 def compare(reference: Profile, current: Profile, *, floor: float = 0.1, alpha: float = 0.01) -> tuple[FeatureDrift, ...]:
     """Every column of `current` against `reference`. `current` must have been profiled like `reference`.
 
@@ -45,128 +105,145 @@ def compare(reference: Profile, current: Profile, *, floor: float = 0.1, alpha: 
     its square follows a non-central chi-square law (idea: arXiv:2307.11878); `alpha` bounds the share of false finds among the finds
     (Benjamini and Hochberg, 1995), so on two samples without drift it bounds the chance of any find.
     """
+    _check(floor, alpha)
+    names = [name for name in reference.columns if name in current.columns]
+    before, now = (
+        Profiles.single(Profile(side.rows, {name: side.columns[name] for name in names})) for side in (reference, current)
+    )
+    whole = np.zeros(1, np.int64)
+    effect, p_value, freedom = (found[0] for found in _tested(before, now, whole, whole, floor))
+    found, compared = [], np.zeros(len(names), np.bool_)
+    for k, name in enumerate(names):
+        note = _why_not(reference.columns[name], int(freedom[k]))
+        compared[k] = not note
+        row = _feature(
+            name,
+            reference.columns[name],
+            current.columns[name],
+            effect=float(effect[k]),
+            floor=floor,
+            p_value=float(p_value[k]),
+            note=note if note or not freedom[k] else None,
+        )
+        found.append(row)
+    drifted = _finds(p_value, compared, alpha)
+    return tuple(replace(row, drifted=bool(is_find)) for row, is_find in zip(found, drifted, strict=True))
+
+
+def compare_slices(reference: Profiles, current: Profiles, *, floor: float = 0.1, alpha: float = 0.01) -> SlicedDrift:
+    """Every column of `current` within every slice against the same slice of `reference`, as `compare` does; `alpha` is for all together.
+
+    `current` must have been profiled like `reference`. A column that was counted on other bins is left out, and so is a slice that only
+    one side has: see `SlicedDrift.gone` and `SlicedDrift.new`.
+    """
+    _check(floor, alpha)
+    names = [name for name in reference.names if name in current.names]
+    now = {label: row for row, label in enumerate(current.labels, 1) if current.rows[row]}
+    held = [(label, row) for row, label in enumerate(reference.labels, 1) if reference.rows[row] and label in now]
+    rows = np.array([row for _, row in held], np.int64), np.array([now[label] for label, _ in held], np.int64)
+    effect, p_value, freedom = _tested(reference, current, *rows, floor)
+    compared = freedom > 0
+    drifted = _finds(p_value.ravel(), compared.ravel(), alpha).reshape(compared.shape)
+    labels = tuple(label for label, _ in held)
+    return SlicedDrift(reference, current, floor, labels, tuple(names), effect, p_value, compared, drifted)
+
+
+def _check(floor: float, alpha: float) -> None:
     if not 0 < floor < 1 or not 0 < alpha < 1:
         raise InvalidSettings(f"floor {floor!r}, alpha {alpha!r}", "both between 0 and 1", "leave them out for 0.1 and 0.01")
-    names = [name for name in reference.columns if name in current.columns]
-    found = [_column(name, reference, current, floor) for name in names]
-    tested = [row for row in found if not row.note.startswith("not compared")]
-    cut = _false_discovery_cut([row.p_value for row in tested], alpha)
-    return tuple(replace(row, drifted=row in tested and row.p_value <= cut) for row in found)
 
 
-def _false_discovery_cut(p_values: list[float], alpha: float) -> float:
-    """The largest p-value that counts as a find, -1 for none."""
-    kept = [p for rank, p in enumerate(sorted(p_values), 1) if p <= alpha * rank / len(p_values)]
-    return max(kept, default=-1.0)
+def _finds(p_values: Floats, compared: Mask, alpha: float) -> Mask:
+    drifted = np.zeros(len(p_values), np.bool_)
+    drifted[compared] = false_discovery(p_values[compared], alpha)
+    return drifted
 
 
-def _column(name: str, reference: Profile, current: Profile, floor: float) -> FeatureDrift:
-    before, now = reference.columns[name], current.columns[name]
-    row = FeatureDrift(
+def _tested(before: Profiles, now: Profiles, old: Ints, new: Ints, floor: float) -> tuple[Floats, Floats, Ints]:
+    """Effect, p-value and degrees of freedom of each column both have, in rows `old` of `before` against `new` of `now`, each [s, k].
+
+    Degrees of freedom are 0 where all rows fell into one pool, -1 where a side has none, -2 where the bins are others.
+    """
+    mine, theirs = ({name: place for place, name in enumerate(side.names)} for side in (before, now))
+    names = [name for name in before.names if name in theirs]
+    shape = (len(old), len(names))
+    effect, p_value, freedom = np.zeros(shape), np.ones(shape), np.full(shape, -2)
+    for text in (False, True):
+        at = [k for k, name in enumerate(names) if _alike(before, now, mine[name], theirs[name], text)]
+        places = [mine[names[k]] for k in at], [theirs[names[k]] for k in at]
+        bins = max((before.layout[place].bins for place in places[0]), default=0)
+        a, b = _counts(before, old, places[0], bins), _counts(now, new, places[1], bins)
+        frequent = None
+        if text:
+            alone = _may_stand_alone(before, now, *places, bins)
+            frequent = np.broadcast_to(alone, a.shape).reshape(-1, bins + 1)
+        if a.size:
+            found = measure(a.reshape(-1, bins + 1), b.reshape(-1, bins + 1), frequent, floor)
+            for target, values in ((effect, found.effect), (p_value, found.p_value), (freedom, found.freedom)):
+                target[:, at] = values.reshape(len(old), len(at))
+    return effect, p_value, freedom
+
+
+def _alike(before: Profiles, now: Profiles, mine: int, theirs: int, text: bool) -> bool:
+    a, b = before.layout[mine], now.layout[theirs]
+    return (a.text, a.edges, a.values) == (text, b.edges, b.values) and a.text == b.text
+
+
+def _counts(side: Profiles, rows: Ints, places: list[int], bins: int) -> NDArray[np.integer]:
+    """Rows by bin, missing last, [s, k, bins + 1]."""
+    found: NDArray[np.integer] = side.counts[np.ix_(rows, np.array(places, np.int64), np.array([*range(bins), -1]))]
+    return found
+
+
+def _may_stand_alone(before: Profiles, now: Profiles, mine: list[int], theirs: list[int], bins: int) -> Mask:
+    """The values, and missing, that are no part of "other", [k, bins + 1]: those that surely have a bin of their own in the reference.
+
+    That is from 2 standard errors above the rarest that has one. Nearer to that cut, values have a bin because they happened to be frequent
+    in the reference, and would seem to have become rarer. It is the whole reference, and not a slice of it, that chose them.
+    """
+    whole = np.zeros(1, np.int64)
+    old, new = _counts(before, whole, mine, bins)[0], _counts(now, whole, theirs, bins)[0]
+    n, m = (np.maximum(side.sum(axis=1, keepdims=True), 1) for side in (old, new))
+    share = (old / n + new / m) / 2
+    values = np.array([len(before.layout[place].values) for place in mine], np.int64)[:, None]
+    own = np.arange(bins + 1) < values
+    least = np.min(np.where(own, old, np.inf), axis=1, initial=np.inf, keepdims=True)
+    least = np.where(np.isfinite(least) & (np.take_along_axis(old, values, axis=1) > 0), least, 0.0)
+    alone: Mask = own & (share * n >= least + 2 * np.sqrt(least))
+    alone[:, -1] = True
+    return alone
+
+
+def _why_not(before: Numbers | Categories, freedom: int) -> str:
+    if freedom == -2:
+        return _OTHER_BINS
+    if freedom == -1:
+        return "not compared: no rows"
+    return "not compared: too few rows" if not freedom and _values(before) > 1 else ""
+
+
+def _feature(
+    name: str,
+    before: Numbers | Categories,
+    now: Numbers | Categories,
+    *,
+    effect: float,
+    floor: float,
+    p_value: float,
+    drifted: bool = False,
+    note: str | None = None,
+) -> FeatureDrift:
+    return FeatureDrift(
         column=name,
         kind="category" if isinstance(before, Categories) else "number",
-        effect=0.0,
+        effect=effect,
         floor=floor,
-        p_value=1.0,
-        drifted=False,
+        p_value=p_value,
+        drifted=drifted,
         missing_before=_share(before),
         missing_now=_share(now),
+        note=_note(before, now) if note is None else note,
     )
-    counts = _counts(before, now)
-    if counts is None:
-        return replace(row, note="not compared: counted on other bins, profile it like the reference")
-    p, q = _pooled(*counts, ordered=row.kind == "number", tracked=_tracked_from(before))
-    n, m = int(p.sum()), int(q.sum())
-    if not n or not m:
-        return replace(row, note="not compared: no rows")
-    distance = _distance(p / n, q / m)
-    size, freedom = 4.0 * n * m / (n + m), len(p) - 1
-    if not freedom:
-        return replace(row, note="not compared: too few rows" if _values(before) > 1 else "")
-    effect = math.sqrt(max(0.0, distance - freedom / size))
-    p_value = _tail(size * distance, freedom, size * floor * floor)
-    return replace(row, effect=effect, p_value=p_value, note=_note(before, now))
-
-
-def _distance(p: Floats, q: Floats) -> float:
-    """The squared distance in [0, 1] of two distributions (half the triangular discrimination)."""
-    return float(((p - q) ** 2 / (p + q)).sum() / 2)
-
-
-def _tail(statistic: float, freedom: int, centre: float) -> float:
-    from scipy.stats import ncx2  # a second to import: only where a comparison is made
-
-    p = float(ncx2.sf(statistic, freedom, centre))
-    return min(1.0, max(0.0, p)) if math.isfinite(p) else 1.0
-
-
-def _counts(before: Numbers | Categories, now: Numbers | Categories) -> tuple[Floats, Floats] | None:
-    """Rows by bin or value, missing last; None where the two cannot be laid beside each other."""
-    if isinstance(before, Categories) and isinstance(now, Categories):
-        if before.counts.keys() != now.counts.keys():
-            return None
-        keys = list(before.counts)
-        old = [*(before.counts[key] for key in keys), before.other, before.missing]
-        new = [*(now.counts[key] for key in keys), now.other, now.missing]
-    elif isinstance(before, Numbers) and isinstance(now, Numbers):
-        if before.edges != now.edges:
-            return None
-        old, new = [*before.counts, before.missing], [*now.counts, now.missing]
-    else:
-        return None
-    return np.array(old, np.float64), np.array(new, np.float64)
-
-
-def _tracked_from(before: Numbers | Categories) -> float:
-    """Rows in the reference from which on a value has surely its own bin: 2 standard errors above the rarest that has one.
-
-    Nearer to that cut, values have a bin because they happened to be frequent in the reference, and would seem to have become rarer.
-    """
-    if isinstance(before, Numbers) or not before.other:
-        return 0.0
-    least = min(before.counts.values(), default=0)
-    return least + 2 * math.sqrt(least)
-
-
-def _pooled(old: Floats, new: Floats, *, ordered: bool, tracked: float) -> tuple[Floats, Floats]:
-    """The counts with thin bins joined, until the smaller side may expect EXPECTED rows in each.
-
-    Ordered bins join their neighbour. Rare values of a category join "other": only values that the reference happened to hold have a
-    bin, so beside "other" they would always seem to have become rarer.
-    """
-    n, m = old.sum(), new.sum()
-    if not n or not m:
-        return old, new
-    share = (old / n + new / m) / 2
-    expected = min(n, m) * share
-    groups = _neighbours(expected) if ordered else _rare_together(expected, expected >= EXPECTED, share * n >= tracked)
-    pooled = np.zeros((2, groups.max() + 1))
-    np.add.at(pooled[0], groups, old)
-    np.add.at(pooled[1], groups, new)
-    return pooled[0], pooled[1]
-
-
-def _neighbours(expected: Floats) -> NDArray[np.int64]:
-    groups, group, weight = np.empty(len(expected), np.int64), 0, 0.0
-    for index, rows in enumerate(expected):
-        groups[index] = group
-        weight += rows
-        if weight >= EXPECTED:
-            group, weight = group + 1, 0.0
-    return np.minimum(groups, max(group - 1, 0))  # what is left over at the end is too thin to stand alone
-
-
-def _rare_together(expected: Floats, common: Mask, tracked: Mask) -> NDArray[np.int64]:
-    """A group for each frequent value, for missing, and the last one for rare and other values; if thin, it joins the rarest frequent value.
-
-    `expected` has the values, then "other", then missing.
-    """
-    frequent = common & tracked
-    frequent[-2:] = False, common[-1]
-    groups = np.where(frequent, np.cumsum(frequent) - 1, frequent.sum())
-    if frequent.any() and expected[~frequent].sum() < EXPECTED:
-        groups[~frequent] = groups[int(np.argmin(np.where(frequent, expected, np.inf)))]
-    return groups.astype(np.int64)
 
 
 def _share(column: Numbers | Categories) -> float:
