@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from ct.data.rules.varied import Varied
     from ct.data.rules.within import Within
     from ct.data.slices import newest, only, tagged
+    from ct.data.sources.delta import DeltaTable
+    from ct.data.sources.folder import Folder
+    from ct.data.sources.iceberg import IcebergTable
+    from ct.data.sources.objects import ObjectStore
     from ct.errors import CtError
     from ct.evaluation.gate import Gate, auc, ece
     from ct.features.kinds.about import about
@@ -45,14 +49,18 @@ __all__ = [
     "Canary",
     "Compare",
     "CtError",
+    "DeltaTable",
     "Drift",
     "Every",
+    "Folder",
     "Fresh",
     "Gate",
+    "IcebergTable",
     "KeepLast",
     "Label",
     "NewData",
     "NotNull",
+    "ObjectStore",
     "OneOf",
     "Pipeline",
     "Present",
@@ -106,6 +114,10 @@ _HOMES = {
     "ct.data.rules.varied": ("Varied",),
     "ct.data.rules.within": ("Within",),
     "ct.data.slices": ("newest", "only", "tagged"),
+    "ct.data.sources.delta": ("DeltaTable",),
+    "ct.data.sources.folder": ("Folder",),
+    "ct.data.sources.iceberg": ("IcebergTable",),
+    "ct.data.sources.objects": ("ObjectStore",),
     "ct.errors": ("CtError",),
     "ct.evaluation.gate": ("Gate", "auc", "ece"),
     "ct.features.kinds.about": ("about",),

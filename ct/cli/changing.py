@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json as jsonlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ct.cli import output
 from ct.cli.place import AsJson, DryRun, PipelineFile, Root, actor, settings
+
+if TYPE_CHECKING:
+    from ct.control.act import Actor
+    from ct.data.ingest import Outcome
 
 
 def init(
@@ -34,35 +38,89 @@ def init(
 
 def ingest(
     table: str,
-    files: list[Path],
+    files: Annotated[list[Path] | None, typer.Argument()] = None,
     root: Root = None,
     pipeline: PipelineFile = None,
+    new: Annotated[bool, typer.Option("--new", help="Take what is new at the table's source.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="With --new: so many arrivals at most.")] = None,
+    after: Annotated[
+        str,
+        typer.Option(
+            help="With --new: count this snapshot or version of the source, and all before it, as taken; it is journaled."
+        ),
+    ] = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
-    """Check FILES and publish each as one shard of TABLE, or quarantine it. Exit code 2 when one was quarantined."""
+    """Check FILES, or with --new what TABLE's source has, and publish each as one shard or quarantine it. Exit code 2 when one was quarantined."""
+    if bool(files) == new:
+        raise typer.BadParameter("name files to ingest, or say --new")
+    if not new and (limit or after):
+        raise typer.BadParameter("--limit and --after go with --new")
     with output.errors(), actor(root, pipeline) as act:
+        if new:
+            _ingest_new(act, table, limit, after, dry_run, json)
+            return
         if dry_run:
             act.table(table)
-            for file in files:
+            for file in files or ():
                 output.line(f"would ingest {file} into {table}")
             return
         outcomes = []
         with output.progress(f"ingest {table}") as step:
-            for file in files:
+            for file in files or ():
                 step(file.name)
                 outcomes.append(act.ingest(table, file))
-        data = [outcome.to_json() for outcome in outcomes]
+        _show_shards(outcomes, json)
+        _fail_if_quarantined(outcomes)
+
+
+def _ingest_new(act: Actor, table: str, limit: int | None, after: str, dry_run: bool, json: bool) -> None:
+    """What was taken is shown even when the source cannot be read on; its fault is raised after that."""
+    from ct.errors import CtError
+
+    declared, taker = act.table(table), act.looks.taker
+    if dry_run and after:
+        output.line(f"would go on after {taker.locate(declared, after)}")
+        return
+    if dry_run:
+        found = taker.pending(declared)[:limit]
 
         def view() -> None:
-            output.table("shards", ("shard", "outcome", "rows"), ((o.shard, o.kind, o.rows) for o in outcomes))
-            for outcome in outcomes:
-                for reason in outcome.reasons:
-                    output.line(f"{outcome.shard}: {reason.check}: {reason.found}")
+            output.table("new", ("arrival", "bytes", "position"), ((item.name, item.size, item.position) for item in found))
 
-        output.show(data, json, view)
-        if any(outcome.kind == "quarantined" for outcome in outcomes):
-            raise typer.Exit(2)
+        output.show([{"name": item.name, "bytes": item.size, "position": item.position} for item in found], json, view)
+        return
+    if after:
+        taker.skip(declared, after)
+    outcomes: list[Outcome] = []
+    fault: CtError | None = None
+    with output.progress(f"ingest {table}") as step:
+        try:
+            for outcome in taker.take_new(declared, limit=limit, say=step):
+                outcomes.append(outcome)
+        except CtError as error:
+            fault = error
+    if outcomes or not fault:
+        _show_shards(outcomes, json)
+    if fault:
+        raise fault
+    _fail_if_quarantined(outcomes)
+
+
+def _show_shards(outcomes: list[Outcome], json: bool) -> None:
+    def view() -> None:
+        output.table("shards", ("shard", "outcome", "rows"), ((o.shard, o.kind, o.rows) for o in outcomes))
+        for outcome in outcomes:
+            for reason in outcome.reasons:
+                output.line(f"{outcome.shard}: {reason.check}: {reason.found}")
+
+    output.show([outcome.to_json() for outcome in outcomes], json, view)
+
+
+def _fail_if_quarantined(outcomes: list[Outcome]) -> None:
+    if any(outcome.kind == "quarantined" for outcome in outcomes):
+        raise typer.Exit(2)
 
 
 def train(

@@ -37,10 +37,9 @@ def plan(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False)
     with output.errors(), actor(root, pipeline) as act:
         from ct.control.decide import decide
         from ct.control.loop import observe
-        from ct.ids import describe
 
         actions = decide(act.pipeline, observe(act, ask_endpoint=False))
-        data = [{"action": type(action).__name__, **_flat(describe(action))} for action in actions]
+        data = [{"action": type(action).__name__, **_about(action)} for action in actions]
 
         def view() -> None:
             output.table("next", ("action", "about"), ((d["action"], d.get("about", "")) for d in data))
@@ -50,13 +49,14 @@ def plan(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False)
         output.show(data, json, view)
 
 
-def _flat(described: Any) -> dict[str, Any]:
+def _about(action: Any) -> dict[str, Any]:
     for key in ("cause", "shard"):
-        if key in described:
-            return {"about": described[key]}
+        if hasattr(action, key):
+            return {"about": getattr(action, key)}
     for key, inner in (("arrival", "path"), ("run", "id"), ("version", "name")):
-        if key in described:
-            return {"about": described[key][inner]}
+        if hasattr(action, key):
+            part = getattr(action, key)
+            return {"about": str(getattr(part, "fault", None) or getattr(part, inner))}
     return {}
 
 

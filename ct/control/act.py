@@ -11,6 +11,7 @@ from typing import Any
 
 from ct.clock import Clock, SystemClock
 from ct.control import decide, retrain, rollouts, runs, watching
+from ct.control.arriving import Looks
 from ct.control.retrain import Place, Report, Step
 from ct.control.sweeping import Swept, sweep
 from ct.data import catalog
@@ -19,7 +20,6 @@ from ct.data.tables import Warehouse
 from ct.errors import Conflict, CtError, NotFound, TrainingFailed
 from ct.features.online import OnlineStore
 from ct.features.transform import lookups_of
-from ct.ids import sha256_file
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
 from ct.registry import files, routes, versions
@@ -49,7 +49,7 @@ class Actor:
         self.journal = Journal(settings.database, clock=self.clock, actor=actor or os.environ.get("USER", "ct"))
         self.artifacts = Artifacts(settings.place("artifacts"))
         self.place = Place(pipeline, settings, self.journal, self.artifacts)
-        self._digests: dict[tuple[str, int, int], str] = {}
+        self.looks = Looks(self)
         self._committed = 0.0
         self._connecting = threading.Lock()
         self._inside = False
@@ -134,9 +134,7 @@ class Actor:
             case decide.Judge():
                 return self.judge()
             case decide.Ingest(arrival):
-                outcome = self.ingest(arrival.table, arrival.path)
-                why = f": {outcome.reasons[0].found}" if outcome.reasons else ""
-                return f"{arrival.table}/{outcome.shard}: {outcome.kind}, {outcome.rows:,} rows{why}"
+                return self.looks.take(arrival)
             case decide.CheckDrift(shard):
                 found = watching.check(self.place, shard)
                 return f"drift of {found['shard']}: {', '.join(found['drifted'][:6]) or 'none'} {found['cause']}".rstrip()
@@ -186,14 +184,6 @@ class Actor:
             return stored
         finally:
             store.close()
-
-    def digest(self, path: Path) -> str:
-        """SHA-256 of a file, remembered while its size and time of change stay the same."""
-        stat = path.stat()
-        key = (str(path), stat.st_size, stat.st_mtime_ns)
-        if key not in self._digests:
-            self._digests[key] = sha256_file(path)
-        return self._digests[key]
 
     def commit_predictions(self, *, force: bool = False) -> int:
         """Move the prediction log's inbox into its table, once a minute at most and never during a rollout. Returns the rows moved."""

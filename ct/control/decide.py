@@ -8,18 +8,22 @@ from typing import TypeAlias
 
 from ct.control.runs import Run
 from ct.control.triggers import Observed
+from ct.errors import CtError
 from ct.pipeline import Pipeline
 from ct.registry.routes import Route
 from ct.registry.versions import Version
+from ct.roles import Arrival as Item
 from ct.rollout.state import Rollout
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A file that nobody has looked at yet."""
+    """Something of a table's source that nobody has looked at yet, or the fault for which the source cannot be read on."""
 
     table: str
     path: Path
+    item: Item | None = None
+    fault: CtError | None = None
 
 
 @dataclass(frozen=True)
@@ -93,13 +97,21 @@ Action: TypeAlias = Reconcile | Judge | Ingest | CheckDrift | StartRun | Train |
 
 
 def decide(pipeline: Pipeline, state: State) -> tuple[Action, ...]:
-    """What to do now, in order. Traffic comes before data, data before training; one rollout and one run at a time."""
+    """What to do now, in order. Traffic comes before data, data before training; one rollout and one run at a time.
+
+    A source that cannot be read is a fault to be told; it keeps nothing else from being done.
+    """
+    faults = tuple(Ingest(arrival) for arrival in state.arrivals if arrival.fault)
+    return (*faults, *_work(pipeline, state))
+
+
+def _work(pipeline: Pipeline, state: State) -> tuple[Action, ...]:
     actions: list[Action] = []
     if state.route is not None and state.served_epoch != state.route.epoch:
         actions.append(Reconcile())
     if state.rollout is not None and state.rollout.phase != "paused":
         actions.append(Judge())
-    actions += [Ingest(arrival) for arrival in state.arrivals]
+    actions += [Ingest(arrival) for arrival in state.arrivals if not arrival.fault]
     actions += [CheckDrift(shard) for shard in state.undrifted]
     if actions:
         return tuple(actions)

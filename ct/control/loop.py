@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ct.control import runs, watching
 from ct.control.act import Actor
-from ct.control.decide import Action, Arrival, Judge, State, decide
+from ct.control.decide import Action, Judge, State, decide
 from ct.control.triggers import Observed
 from ct.data import catalog
 from ct.errors import Conflict, CtError
@@ -56,14 +56,14 @@ def _try(act: Actor, action: Action, say: Callable[[str], None]) -> CtError | No
 
 
 def observe(act: Actor, *, ask_endpoint: bool = True) -> State:
-    """All that a decision may look at, read from the journal, the landing folder and the endpoint."""
+    """All that a decision may look at, read from the journal, the tables' sources and the endpoint."""
     name, journal = act.pipeline.name, act.journal
     known = versions.all_versions(journal, name)
     history = routes.history(journal, name)
     tried = {rollout.version for rollout in rollouts.history(journal, name)} | {entry.route.stable.version for entry in history}
     route = history[-1].route if history else None
     return State(
-        arrivals=tuple(_arrivals(act)),
+        arrivals=tuple(act.looks.arrivals()),
         undrifted=watching.unchecked(act.place),
         run=next((item for item in runs.all_runs(journal, name) if not item.outcome), None),
         versions=known,
@@ -91,18 +91,6 @@ def observed(act: Actor) -> Observed:
         trained_until=last.data_time if last else None,
         drifted=tuple(dict.fromkeys(drifted)),
     )
-
-
-def _arrivals(act: Actor) -> Iterator[Arrival]:
-    """Files in landing/<table>/ that were neither published nor quarantined. Writers rename into place; names with a dot in front are not ready."""
-    for table in act.pipeline.all_tables:
-        folder = act.settings.root / act.settings.landing / table.name
-        if not folder.is_dir():
-            continue
-        looked_at = catalog.seen(act.journal, table.name)
-        for path in sorted(folder.iterdir()):
-            if path.is_file() and not path.name.startswith(".") and act.digest(path) not in looked_at:
-                yield Arrival(table.name, path)
 
 
 @contextmanager

@@ -69,11 +69,12 @@ def cursor(table: Table, *, settings: Settings, journal: Journal, digest: Callab
 
 @dataclass(frozen=True)
 class Taker:
-    """Takes arrivals of one project: `ingest` publishes or quarantines a file of a table."""
+    """Takes arrivals of one project: `ingest` publishes or quarantines a file of a table, `refused` is told of what is not even fetched."""
 
     settings: Settings
     journal: Journal
     ingest: Callable[[Table, Path], Outcome]
+    refused: Callable[[Table, Arrival], None] = lambda _table, _arrival: None
     digest: Callable[[Path], str] = sha256_file
 
     def pending(self, table: Table) -> tuple[Arrival, ...]:
@@ -103,7 +104,9 @@ class Taker:
                     version = self.journal.append(name, [New(STARTED, about)], expected=version)[-1].version
                 except Conflict:
                     return None
-            outcome = _refusal(table, arrival) if arrival.refused else self.ingest(table, source.fetch(arrival, now, folder))
+            outcome = (
+                self._refuse(table, arrival) if arrival.refused else self.ingest(table, source.fetch(arrival, now, folder))
+            )
             done = New(ADVANCED, {**about, "name": arrival.name, "shard": outcome.sha256, "outcome": outcome.kind})
             # An ordered cursor that another machine has moved stays as it is: the next look goes on from there, and ingest knows these
             # bytes. The keys of a source without an order do not get in each other's way.
@@ -126,22 +129,28 @@ class Taker:
                 if outcome := self.take(table, arrival):
                     yield outcome
 
+    def locate(self, table: Table, text: str) -> str:
+        """The position that a person calls `text`. Raises InvalidRequest where the source has none."""
+        return source_of(table, self.settings).locate(text, self._cursor(table))
+
     def skip(self, table: Table, text: str) -> str:
         """Set the cursor to the snapshot or version that a person names: it and what came before count as taken. Returns the position."""
         source, name = source_of(table, self.settings), stream(table.name)
         version = self.journal.version(name)
-        place = source.locate(text, self._cursor(table))
+        place = self.locate(table, text)
         about = {"kind": type(source).__name__, "source": source.explain(), "position": place, "key": ""}
         done = New(ADVANCED, {**about, "name": text, "shard": "", "outcome": "passed over by hand"})
         self.journal.append(name, [done], expected=version)
         return place
 
+    def _refuse(self, table: Table, arrival: Arrival) -> Outcome:
+        self.refused(table, arrival)
+        return Outcome(
+            "quarantined", table.name, Path(arrival.name).stem, "", 0, reasons=(Reason("source", arrival.refused, 0),)
+        )
+
     def _cursor(self, table: Table) -> Cursor:
         return cursor(table, settings=self.settings, journal=self.journal, digest=self.digest)
-
-
-def _refusal(table: Table, arrival: Arrival) -> Outcome:
-    return Outcome("quarantined", table.name, Path(arrival.name).stem, "", 0, reasons=(Reason("source", arrival.refused, 0),))
 
 
 @contextmanager
