@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ct.errors import InvalidSettings
 
@@ -25,13 +26,15 @@ class Settings(BaseModel):
     pipeline: str = "pipeline.py"
     state: Path = Field(default=Path(".ct"), description="Folder for all local state, relative to root.")
     database_url: str = Field(
-        default="", description="SQLAlchemy URL of the journal and catalogue; SQLite in `state` when empty."
+        default="", repr=False, description="SQLAlchemy URL of the journal and catalogue; SQLite in `state` when empty."
     )
     storage: str = Field(
         default="",
         description="Where tables, features and models are kept: a folder or s3://bucket/prefix; `state` when empty.",
     )
-    online_url: str = Field(default="", description="The online store: redis://host:port/db; SQLite in `state` when empty.")
+    online_url: str = Field(
+        default="", repr=False, description="The online store: redis://host:port/db; SQLite in `state` when empty."
+    )
     ray_address: str = Field(default="", description="Ray cluster; empty means one that ct starts on this machine.")
     landing: Path = Field(
         default=Path("landing"), description="Folder where shards arrive, one subfolder a table, relative to root."
@@ -40,9 +43,17 @@ class Settings(BaseModel):
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: int = Field(default=1, ge=1, le=1000)
     workers: int = Field(default=0, ge=0, le=1024, description="Ray Train workers; 0 trains in one local process.")
-    webhook: str = Field(default="", description="Alerts are posted here as JSON; empty means log only.")
+    webhook: str = Field(default="", repr=False, description="Alerts are posted here as JSON; empty means log only.")
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_rows: int = Field(default=1000, ge=1)
+
+    @field_validator("storage")
+    @classmethod
+    def _known_place(cls, value: str) -> str:
+        found = urlsplit(value)
+        if found.scheme not in ("", "file", "s3") or (found.scheme == "s3" and not found.hostname) or found.username:
+            raise ValueError("a folder, or s3://bucket/prefix without credentials")
+        return value
 
     @property
     def home(self) -> Path:
@@ -63,7 +74,8 @@ class Settings(BaseModel):
         """The URI or absolute path of one part of the storage: warehouse, artifacts, features, quarantine."""
         if self.storage.startswith("s3://"):
             return f"{self.storage.rstrip('/')}/{name}"
-        return str((self.root / self.storage).resolve() / name if self.storage else self.home / name)
+        folder = self.storage.removeprefix("file://")
+        return str((self.root / folder).resolve() / name if folder else self.home / name)
 
     @property
     def inbox(self) -> Path:
@@ -79,12 +91,6 @@ class Settings(BaseModel):
     def endpoint(self) -> str:
         """Base URL of the HTTP endpoint."""
         return f"http://{self.host}:{self.port}"
-
-    def environment(self) -> dict[str, str]:
-        """The settings as CT_ variables, for child processes and remote workers."""
-        values = self.model_dump(mode="json")
-        values["root"] = str(self.root.resolve())
-        return {f"CT_{name.upper()}": str(value) for name, value in values.items()}
 
 
 def load(root: Path | str | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:
@@ -104,8 +110,14 @@ def load(root: Path | str | None = None, environ: Mapping[str, str] | None = Non
     try:
         return Settings.model_validate(values)
     except ValidationError as error:
-        wrong = [f"{'.'.join(map(str, e['loc']))} = {e.get('input')!r}: {e['msg']}" for e in error.errors()]
+        wrong = [f"{'.'.join(map(str, e['loc']))} = {_shown(e)}: {e['msg']}" for e in error.errors()]
         raise InvalidSettings("; ".join(wrong), "values of the documented type", f"see {FILE} or the CT_ variables") from None
+
+
+def _shown(error: Mapping[str, Any]) -> str:
+    """A wrong value, unless it may hold a secret: such fields are in no text that a Settings makes of itself either."""
+    field = Settings.model_fields.get(str(error["loc"][0])) if error["loc"] else None
+    return repr(error.get("input")) if field is not None and field.repr and "@" not in str(error.get("input")) else "…"
 
 
 def _read(path: Path) -> dict[str, Any]:

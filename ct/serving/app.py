@@ -29,6 +29,8 @@ class AppArgs(BaseModel):
     root: str | None = None
     replicas: int | None = None
     database_url: str | None = None
+    storage: str | None = None
+    online_url: str | None = None
     max_body_bytes: int | None = None
     max_rows: int | None = None
 

@@ -43,7 +43,8 @@ class Serving:
 
         place = self._settings
         named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows")}
-        args = AppArgs(endpoint=self._endpoint, root=str(place.root), database_url=place.database_url or None, **named)
+        named |= {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url")}
+        args = AppArgs(endpoint=self._endpoint, root=str(place.root), **named)
         options = {"host": place.host, "port": place.port, "request_timeout_s": REQUEST_SECONDS}
         try:
             serve.start(http_options=options, proxy_location="EveryNode" if place.ray_address else "HeadOnly")

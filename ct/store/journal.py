@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import reduce
-from pathlib import Path
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
 
 from ct.clock import Clock, SystemClock
-from ct.errors import Conflict, Corrupt
+from ct.errors import Conflict, Corrupt, Unavailable
 from ct.ids import Json, canonical, sha256
+from ct.store import database
 
 S = TypeVar("S")
 _META = sa.MetaData()
@@ -32,6 +35,9 @@ _EVENTS = sa.Table(
     sa.UniqueConstraint("stream", "version"),
 )
 _GENESIS = "0" * 64
+_SETUP = 0x63745F6A  # names the lock under which PostgreSQL's tables are made
+LOST_SECONDS = 10
+"""How long an append goes on asking a database that broke off whether it was done, and doing it."""
 
 
 @dataclass(frozen=True)
@@ -57,29 +63,52 @@ class New:
 
 
 class Journal:
-    """The events of one project. Safe for several processes; every append is one transaction."""
+    """The events of one project. Safe for several processes; every append is one transaction.
+
+    Every method raises Unavailable when the database does not answer, is busy for too long or full. An append that says so may have
+    been done all the same: read again before deciding anew.
+    """
 
     def __init__(self, url: str, *, clock: Clock | None = None, actor: str = "ct") -> None:
-        if url.startswith("sqlite:///"):
-            Path(url.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        self._engine = sa.create_engine(url, pool_pre_ping=True)
+        self._url = url
+        self._engine = database.engine(url)
         self._clock = clock or SystemClock()
         self.actor = actor
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _sqlite_connect)
             sa.event.listen(self._engine, "begin", _sqlite_begin)
-        _META.create_all(self._engine)
+        with database.answering(url), self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP)))
+            _META.create_all(connection)
 
     def append(self, stream: str, events: Sequence[New], *, expected: int | None = None) -> tuple[Event, ...]:
         """Append `events` to `stream` in one transaction.
 
         `expected` is the stream's version the caller has read (0: no events yet); None appends whatever stands there.
-        Raises Conflict when the stream has moved on.
+        Raises Conflict when the stream has moved on. A PostgreSQL that restarts meanwhile is waited for, some seconds, and is asked
+        first whether the transaction that broke off was done.
         """
-        with self._engine.begin() as connection:
-            if self._engine.dialect.name == "postgresql":
-                connection.execute(sa.text("LOCK TABLE ct_events IN SHARE ROW EXCLUSIVE MODE"))
-            return self._append(connection, stream, events, expected)
+        begun = time.monotonic()
+        tried: tuple[Event, ...] = ()
+        while True:
+            try:
+                with database.answering(self._url), self._engine.begin() as connection:
+                    if self._engine.dialect.name == "postgresql":
+                        connection.execute(sa.text("LOCK TABLE ct_events IN SHARE ROW EXCLUSIVE MODE"))
+                    if tried and self._holds(connection, tried[-1]):
+                        return tried
+                    tried = ()
+                    tried = self._append(connection, stream, events, expected)
+                return tried
+            except Unavailable:
+                # SQLite has rolled back, after half a minute of waiting.
+                if self._engine.dialect.name == "sqlite" or time.monotonic() - begun > LOST_SECONDS:
+                    raise
+            time.sleep(random.uniform(0.05, 0.5))
+
+    def _holds(self, connection: sa.Connection, event: Event) -> bool:
+        return connection.scalar(sa.select(_EVENTS.c.seq).where(_EVENTS.c.hash == event.hash)) is not None
 
     def _append(self, connection: sa.Connection, stream: str, events: Sequence[New], expected: int | None) -> tuple[Event, ...]:
         version = connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
@@ -148,8 +177,10 @@ class Journal:
                 previous, expected_seq = row["hash"], expected_seq + 1
         return expected_seq - 1
 
-    def _reading(self) -> sa.Connection:
-        return self._engine.connect().execution_options(ct_reading=True)
+    @contextmanager
+    def _reading(self) -> Iterator[sa.Connection]:
+        with database.answering(self._url), self._engine.connect() as connection:
+            yield connection.execution_options(ct_reading=True)
 
     def close(self) -> None:
         """Give the connections back."""
