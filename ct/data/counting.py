@@ -22,7 +22,7 @@ Ints = NDArray[np.int64]
 Codes = NDArray[np.uint8]
 
 BLOCK = 1 << 16
-SAMPLE = 1 << 18
+SAMPLE = 1 << 16
 """Edges and frequent values are those of all rows up to so many, else of a fixed sample of so many."""
 BINS = 32
 TOP = 64
@@ -108,8 +108,8 @@ class Frame:
     def sampled_texts(self, name: str) -> pa.ChunkedArray:
         """As `sampled_numbers`, of a text column."""
         if self.count <= SAMPLE:
-            return pa.chunked_array([self.texts(name, 0, self.count)], pa.string())
-        parts = [self.texts(name, start, stop).take(pa.array(rows)) for start, stop, rows in self._sample()]
+            return pa.chunked_array([self.texts(name, 0, self.count).cast(pa.string())], pa.string())
+        parts = [self.texts(name, start, stop).take(pa.array(rows)).cast(pa.string()) for start, stop, rows in self._sample()]
         return pa.chunked_array(parts)
 
     def _sample(self) -> Iterator[tuple[int, int, Ints]]:
@@ -243,17 +243,17 @@ class Tally:
         self.moments[at] = joined(self.counts[at, :-1].sum(axis=-1), self.moments[at], held[live], found)
 
     def _texts(self, values: pa.Array, cuts: Sequence[Cut]) -> None:
-        coded = values.dictionary_encode()
-        index = coded.indices.fill_null(len(coded.dictionary)).to_numpy()
+        unnamed = not self.layout.values and self.known is None  # every value names one row: looking for repetitions is in vain
+        index, held = _numbered(values) if unnamed else _encoded(values)
         kept = pa.array(self.layout.values, pa.string())
-        place = pc.index_in(coded.dictionary.cast(pa.string()), value_set=kept).fill_null(len(kept)).to_numpy()
-        hashes = distinct.of_texts(coded.dictionary)
+        place = pc.index_in(held, value_set=kept).fill_null(len(kept)).to_numpy()
+        hashes = distinct.of_texts(held)
         distinct.observe(self.whole, hashes)
         if self.known is not None:
-            self.known = self.known.union(coded.dictionary.to_pylist()) if len(hashes) <= KNOWN else None
+            self.known = self.known.union(held.to_pylist()) if len(held) <= KNOWN else None
             self.known = None if self.known is None or len(self.known) > KNOWN else self.known
         for cut in cuts:
-            rows = np.flatnonzero(index < len(hashes)) if values.null_count else slice(None)
+            rows = np.flatnonzero(index < len(held)) if values.null_count else slice(None)
             distinct.observe(self.parts[cut.first : cut.first + cut.groups], hashes[index[rows]], cut.group[rows])
         self._count(np.append(place, self.layout.bins).astype(np.uint8)[index], cuts)
 
@@ -263,6 +263,26 @@ class Tally:
         for cut in cuts:
             found = np.bincount(cut.group * width + code, minlength=cut.groups * width)
             self.counts[1 + cut.first : 1 + cut.first + cut.groups] += found.reshape(cut.groups, width)
+
+
+def _encoded(values: pa.Array) -> tuple[Ints, pa.Array]:
+    """The place of each text among the different ones, and these; a missing one's place is behind them."""
+    coded = values.dictionary_encode()
+    held = coded.dictionary.cast(pa.string())
+    index = coded.indices.fill_null(len(held)).to_numpy()
+    if pa.types.is_dictionary(values.type):  # it may know texts that no row here has
+        used = np.flatnonzero(np.bincount(index, minlength=len(held) + 1)[: len(held)])
+        place = np.full(len(held) + 1, len(used))
+        place[used] = np.arange(len(used))
+        index, held = place[index], held.take(pa.array(used))
+    return index, held
+
+
+def _numbered(values: pa.Array) -> tuple[Ints, pa.Array]:
+    """As `_encoded`, every present text counting as different."""
+    held = values.drop_null().cast(pa.string())
+    there = values.is_valid().to_numpy(zero_copy_only=False)
+    return np.where(there, np.cumsum(there) - 1, len(held)), held
 
 
 def _binned(values: Floats, edges: Sequence[float]) -> Codes:

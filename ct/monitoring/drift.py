@@ -137,7 +137,8 @@ def compare_slices(reference: Profiles, current: Profiles, *, floor: float = 0.1
     one side has: see `SlicedDrift.gone` and `SlicedDrift.new`.
     """
     _check(floor, alpha)
-    names = [name for name in reference.names if name in current.names]
+    known = frozenset(current.names)
+    names = [name for name in reference.names if name in known]
     now = {label: row for row, label in enumerate(current.labels, 1) if current.rows[row]}
     held = [(label, row) for row, label in enumerate(reference.labels, 1) if reference.rows[row] and label in now]
     rows = np.array([row for _, row in held], np.int64), np.array([now[label] for label, _ in held], np.int64)
