@@ -1,0 +1,210 @@
+"""Looking for a text in the bytes of files: raw, and in the decoded values of Parquet, Arrow and Avro files. Nothing found is ever shown."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ct.errors import Corrupt
+from ct.store.files import Files, open_input
+
+SHORT = 6
+"""Texts of fewer bytes turn up in compressed bytes by chance: they are looked for in decoded columns of the given names only."""
+_PIECE = 1 << 22
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A text, the names of columns that may hold it whole, and rows it stands for: (column, value) pairs that hold together."""
+
+    text: str
+    columns: tuple[str, ...]
+    row: tuple[tuple[str, Any], ...]
+
+    @property
+    def needles(self) -> tuple[bytes, ...]:
+        """The text as bytes, plain and as JSON may spell it."""
+        plain = {
+            self.text.encode(),
+            json.dumps(self.text)[1:-1].encode(),
+            json.dumps(self.text, ensure_ascii=False)[1:-1].encode(),
+        }
+        return tuple(sorted(plain))
+
+    @property
+    def short(self) -> bool:
+        """Is it too short to be looked for in raw bytes?"""
+        return len(self.text.encode()) < SHORT
+
+
+@dataclass(frozen=True)
+class Searched:
+    """What was looked through, and the addresses of files that hold the text with what part of them does."""
+
+    files: int
+    size: int
+    hits: tuple[tuple[str, str], ...]
+
+
+def search(places: Iterable[Files], wanted: Wanted) -> Searched:
+    """Look through every file below `places`, hidden ones too. A file that goes meanwhile is no fault."""
+    count, size, hits, seen = 0, 0, [], set()
+    for place in places:
+        for address in _addresses(place):
+            if address not in seen:
+                seen.add(address)
+                found, read = look(address, wanted)
+                count, size = count + 1, size + read
+                if found:
+                    hits.append((address, found))
+    return Searched(count, size, tuple(hits))
+
+
+def _addresses(place: Files) -> Iterator[str]:
+    if place.local is None:
+        yield from (place.address(entry.name) for entry in place.list())
+    elif place.local.is_dir():
+        yield from (str(path) for path in sorted(place.local.rglob("*")) if path.is_file() and not path.is_symlink())
+
+
+def look(address: str, wanted: Wanted) -> tuple[str, int]:
+    """What part of a file holds the text ("" when none does), and the file's size."""
+    try:
+        with _opened(address) as file:
+            size, head = file.size(), file.read(8)
+            if not wanted.short and _raw(file, wanted.needles):
+                return "bytes", size
+            file.seek(0)
+            try:
+                if head[:4] == b"PAR1":
+                    return _tables(_parquet(file), wanted), size
+                if head[:6] == b"ARROW1":
+                    return _tables(_arrow(file), wanted), size
+                if head[:4] == b"Obj\x01" and not wanted.short:
+                    return ("values" if any(n in block for block in _avro(file.read()) for n in wanted.needles) else ""), size
+            except (pa.ArrowException, OSError, Corrupt):
+                return "", size  # half a file: its raw bytes were looked at
+            return "", size
+    except FileNotFoundError:
+        return "", 0
+
+
+@contextmanager
+def _opened(address: str) -> Iterator[pa.NativeFile]:
+    if "://" not in address and not Path(address).stat().st_size:
+        with pa.BufferReader(b"") as empty:
+            yield empty
+        return
+    with open_input(address) as file:
+        yield file
+
+
+def _raw(file: pa.NativeFile, needles: Sequence[bytes]) -> bool:
+    """Are any of the needles in the file's bytes?"""
+    file.seek(0)
+    reach, tail = max(map(len, needles)) - 1, b""
+    while piece := file.read(_PIECE):
+        window = tail + piece
+        if any(needle in window for needle in needles):
+            return True
+        tail = window[-reach:] if reach else b""
+    return False
+
+
+def _parquet(file: pa.NativeFile) -> Iterator[pa.Table]:
+    opened = pq.ParquetFile(file)
+    for group in range(opened.num_row_groups):
+        yield opened.read_row_group(group)
+
+
+def _arrow(file: pa.NativeFile) -> Iterator[pa.Table]:
+    opened = pa.ipc.open_file(file)
+    for at in range(opened.num_record_batches):
+        yield pa.Table.from_batches([opened.get_batch(at)])
+
+
+def _tables(tables: Iterable[pa.Table], wanted: Wanted) -> str:
+    for table in tables:
+        if wanted.row and all(name in table.column_names for name, _ in wanted.row) and _row(table, wanted):
+            return "rows"
+        for name in table.column_names:
+            if _holds(table[name], name, wanted):
+                return f"column {name}"
+    return ""
+
+
+def _row(table: pa.Table, wanted: Wanted) -> bool:
+    mask = None
+    for name, value in wanted.row:
+        column = table[name]
+        column = column.cast(column.type.value_type) if pa.types.is_dictionary(column.type) else column
+        try:
+            equal = pc.equal(column, pa.scalar(value).cast(column.type))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return False
+        mask = equal if mask is None else pc.and_(mask, equal)
+    return bool(pc.any(mask).as_py())
+
+
+def _holds(column: pa.ChunkedArray, name: str, wanted: Wanted) -> bool:
+    type_ = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(type_) or pa.types.is_large_string(type_) or pa.types.is_binary(type_)):
+        return False
+    for chunk in column.chunks:
+        values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+        if wanted.short:
+            if name in wanted.columns and pc.any(pc.equal(values.cast(pa.large_string()), wanted.text)).as_py():
+                return True
+        elif any(pc.any(pc.match_substring(values.cast(pa.large_binary()), needle)).as_py() for needle in wanted.needles):
+            return True
+    return False
+
+
+def _avro(data: bytes) -> Iterator[bytes]:
+    """The blocks of an Avro object container file, inflated. See the Avro specification 1.11, "Object Container Files"."""
+    at, codec = 4, b"null"
+    while count := _long(data, at):
+        entries, at = count
+        if not entries:
+            break
+        if entries < 0:  # a size in bytes follows
+            entries, at = -entries, _long(data, at)[1]
+        for _ in range(entries):
+            key, at = _bytes(data, at)
+            value, at = _bytes(data, at)
+            codec = value if key == b"avro.codec" else codec
+    at += 16
+    while at < len(data):
+        _, at = _long(data, at)
+        block, at = _bytes(data, at)
+        yield zlib.decompress(block, -15) if codec == b"deflate" else block
+        at += 16
+
+
+def _bytes(data: bytes, at: int) -> tuple[bytes, int]:
+    size, at = _long(data, at)
+    if size < 0 or at + size > len(data):
+        raise Corrupt("an Avro file that ends early", "a whole file", "look at it")
+    return data[at : at + size], at + size
+
+
+def _long(data: bytes, at: int) -> tuple[int, int]:
+    """A zigzag number of variable length."""
+    value, shift = 0, 0
+    while at < len(data):
+        byte = data[at]
+        at += 1
+        value |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return (value >> 1) ^ -(value & 1), at
+        shift += 7
+    raise Corrupt("an Avro file that ends early", "a whole file", "look at it")

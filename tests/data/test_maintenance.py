@@ -1,0 +1,221 @@
+"""Maintenance of real Iceberg tables: fewer files and the same rows, old rows gone, only what nothing needs removed."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ct.data import catalog, maintenance, shards
+from ct.data.maintenance import Limits, Stores, merges
+from ct.errors import Conflict
+from ct.pipeline import Table
+from tests.data.conftest import DAY, Place, sales
+
+PLAIN = Table("sales", key="id", time="at", owner="shop", slices=["city"])
+LIMITS = Limits(small=1000, least=3, most=2000)
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def stores(place: Place) -> Stores:
+    return Stores(place.settings, place.journal, place.warehouse, place.artifacts)
+
+
+def filled(place: Place, months: range = range(1, 6), n: int = 40) -> Place:
+    for month in months:
+        assert place.ingest(place.file(sales(month, n), f"m{month}.parquet"), PLAIN).kind == "published"
+    return place
+
+
+def rows_by_shard(place: Place) -> dict[str, list[dict]]:
+    return {shard.shard: shards.read(shard).to_pylist() for shard in catalog.published(place.journal, "sales")}
+
+
+def compacted(place: Place, limits: Limits = LIMITS) -> None:
+    here = stores(place)
+    for merge in merges(maintenance.sizes(here, "sales"), limits):
+        assert maintenance.rewrite(here, PLAIN, merge.files, reason="compaction")
+
+
+@given(st.lists(st.integers(1, 200), max_size=30), st.integers(2, 5))
+def test_only_small_neighbours_are_merged(rows: list[int], least: int) -> None:
+    limits = Limits(small=100, least=least, most=250)
+    files = {f"f{at}": count for at, count in enumerate(rows)}
+    found = merges(files, limits)
+    places = {name: at for at, name in enumerate(files)}
+    for merge in found:
+        at = [places[name] for name in merge.files]
+        assert at == list(range(at[0], at[0] + len(at)))
+        assert len(at) >= least
+        assert all(files[name] < 100 for name in merge.files)
+        assert merge.rows == sum(files[name] for name in merge.files) <= 250
+    assert len({name for merge in found for name in merge.files}) == sum(len(merge.files) for merge in found)
+
+
+def test_compaction_changes_where_shards_lie_and_nothing_else(place: Place) -> None:
+    filled(place)
+    before, known = rows_by_shard(place), catalog.published(place.journal, "sales")
+    head = place.warehouse.snapshot("sales")
+    compacted(place)
+    after = catalog.published(place.journal, "sales")
+    assert rows_by_shard(place) == before
+    assert [shard.identity for shard in after] == [shard.identity for shard in known]
+    assert len({shard.path for shard in after}) == 1 == len(place.warehouse.files("sales"))
+    assert place.warehouse.scan("sales").num_rows == 200
+    assert catalog.seen(place.journal, "sales") == {shard.sha256 for shard in known}
+    assert place.ingest(place.root / "m1.parquet", PLAIN).kind == "duplicate"
+    table = place.warehouse._table("sales")
+    fresh = table.incremental_append_scan(
+        from_snapshot_id_exclusive=head, to_snapshot_id_inclusive=table.current_snapshot().snapshot_id
+    )
+    assert fresh.to_arrow().num_rows == 0, "whoever reads on from before the compaction must see nothing twice"
+
+
+def test_a_run_that_froze_some_of_the_merged_shards_still_reads_those_alone(place: Place) -> None:
+    filled(place)
+    frozen = [shard.sha256 for shard in catalog.published(place.journal, "sales")][1:3]
+    compacted(place)
+    found = catalog.resolve(place.journal, "sales", frozen)
+    assert [shard.shard for shard in found] == ["m2", "m3"]
+    assert [row["id"] for row in shards.read(found[1]).to_pylist()] == [f"3-{i}" for i in range(40)]
+
+
+def test_compacting_twice_merges_merged_files_with_new_ones(place: Place) -> None:
+    compacted(filled(place, range(1, 4)))
+    filled(place, range(4, 7))
+    before = rows_by_shard(place)
+    compacted(place)
+    assert len(place.warehouse.files("sales")) == 1
+    assert rows_by_shard(place) == before
+
+
+def test_a_stale_compaction_gives_way_and_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(place)
+    here, stage = stores(place), place.warehouse.stage
+
+    def slow(*args, **kwargs):
+        staged = stage(*args, **kwargs)
+        monkeypatch.setattr(place.warehouse, "stage", stage)
+        place.ingest(place.file(sales(9, 40), "m9.parquet"), PLAIN)
+        return staged
+
+    monkeypatch.setattr(place.warehouse, "stage", slow)
+    merge = merges(maintenance.sizes(here, "sales"), LIMITS)[0]
+    with pytest.raises(Conflict):
+        maintenance.rewrite(here, PLAIN, merge.files, reason="compaction")
+    assert place.warehouse.scan("sales").num_rows == 240 == sum(len(rows) for rows in rows_by_shard(place).values())
+    assert maintenance.unsettled(here, "sales") == ()
+
+
+def test_a_compaction_killed_before_its_commit_is_finished_by_the_next_look(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(place)
+    before, here = rows_by_shard(place), stores(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(place.warehouse, "rewrite", _killed)
+        with pytest.raises(KeyboardInterrupt):
+            compacted(place)
+    assert rows_by_shard(place) == before, "readers go by the journal and need not wait"
+    assert len(maintenance.unsettled(here, "sales")) == 1
+    assert maintenance.settle(here, "sales") == 1
+    assert maintenance.settle(here, "sales") == 0
+    assert rows_by_shard(place) == before
+    assert place.warehouse.scan("sales").num_rows == 200
+
+
+def _killed(*_args, **_kwargs):
+    raise KeyboardInterrupt
+
+
+def test_rows_past_retention_go_and_the_rest_stays(place: Place) -> None:
+    filled(place)
+    here, cutoff = stores(place), 2 * 30 * DAY + 5 * DAY  # in the middle of the second shard
+    planned = maintenance.cuts(catalog.published(place.journal, "sales"), "at", cutoff)
+    assert [(cut.shards, cut.rows, cut.whole) for cut in planned] == [(("m1",), 40, True), (("m2",), 20, False)]
+    known = {shard.shard: shard for shard in catalog.published(place.journal, "sales")}
+    for cut in planned:
+        maintenance.rewrite(here, PLAIN, [cut.file], reason="retention", before=cut.before)
+    left = {shard.shard: shard for shard in catalog.published(place.journal, "sales")}
+    assert {name: shard.rows for name, shard in left.items()} == {"m2": 20, "m3": 40, "m4": 40, "m5": 40}
+    assert left["m2"].identity != known["m2"].identity
+    assert left["m3"].identity == known["m3"].identity
+    assert left["m2"].time_min >= cutoff
+    assert left["m2"].time_max == known["m2"].time_max
+    assert place.warehouse.scan("sales").num_rows == 140
+    assert place.ingest(place.root / "m1.parquet", PLAIN).kind == "duplicate", "what was dropped does not come back"
+    assert maintenance.cuts(catalog.published(place.journal, "sales"), "at", cutoff) == ()
+
+
+def test_retention_inside_a_merged_file_and_of_held_shards(place: Place) -> None:
+    filled(place)
+    compacted(place)
+    here, cutoff = stores(place), 2 * 30 * DAY + 5 * DAY
+    known = catalog.published(place.journal, "sales")
+    assert maintenance.cuts(known, "at", cutoff, held=[known[4].sha256]) == (), "a running run reads that file"
+    (cut,) = maintenance.cuts(known, "at", cutoff)
+    assert cut.rows == 60
+    assert not cut.whole
+    maintenance.rewrite(here, PLAIN, [cut.file], reason="retention", before=cutoff)
+    assert {name: len(rows) for name, rows in rows_by_shard(place).items()} == {"m2": 20, "m3": 40, "m4": 40, "m5": 40}
+    table = place.warehouse.scan("sales")
+    assert table.num_rows == 140
+    assert pc.min(pc.cast(table["at"], "int64")).as_py() >= cutoff
+
+
+def test_snapshots_expire_but_for_those_that_somebody_needs(place: Place) -> None:
+    filled(place)
+    here, history = stores(place), place.warehouse.history("sales")
+    place.warehouse.tag("sales", history[1].id, "release")
+    found = maintenance.expiries(here, "sales", {history[2].id: "run-1 is unfinished"}, Limits(keep=2, age=timedelta(0)), NOW)
+    why = {item.snapshot: item.why for item in found}
+    assert why[history[0].id] == ""
+    assert why[history[1].id] == "named release"
+    assert why[history[2].id] == "run-1 is unfinished"
+    assert why[history[-1].id] == "published"
+    assert why[history[-2].id] == "one of the newest 2"
+    young = maintenance.expiries(here, "sales", {}, Limits(keep=1), datetime.now(UTC))
+    assert {item.why for item in young} == {"young", "published", "named release"}
+
+
+def aged(place: Place, days: int = 3) -> None:
+    old = datetime.now(UTC).timestamp() - days * 86_400
+    for path in place.root.rglob("*"):
+        if path.is_file():
+            os.utime(path, (old, old))
+
+
+def test_only_files_that_nothing_reaches_are_strays(place: Place) -> None:
+    filled(place)
+    here = stores(place)
+    staged = place.warehouse.stage("sales", sales(7, 40), "lost")
+    half = Path(staged.address).with_name(".part-abc")
+    half.write_bytes(b"half")
+    assert maintenance.strays(here, "sales", datetime.now(UTC) - timedelta(days=1)) == (), "younger than the safety age"
+    aged(place)
+    found = maintenance.strays(here, "sales", datetime.now(UTC) - timedelta(days=1))
+    assert {(Path(stray.address).name, stray.what) for stray in found} >= {
+        (Path(staged.address).name, "no snapshot reaches it"),
+        (".part-abc", "half written"),
+    }
+    needed = {shard.path for shard in catalog.published(place.journal, "sales")} | place.warehouse.reachable("sales")
+    assert not needed & {stray.address for stray in found}
+
+
+def test_what_a_rewriting_replaced_stays_for_those_who_read_it(place: Place) -> None:
+    filled(place)
+    old = set(place.warehouse.files("sales"))
+    compacted(place)
+    aged(place)
+    here, every = stores(place), [state.id for state in place.warehouse.history("sales")][:-1]
+    lately = maintenance.strays(here, "sales", datetime.now(UTC) - timedelta(days=1), besides=every)
+    later = maintenance.strays(here, "sales", datetime.now(UTC) + timedelta(days=1), besides=every)
+    assert not old & {stray.address for stray in lately}
+    assert old <= {stray.address for stray in later}
+    assert pq.read_metadata(catalog.published(place.journal, "sales")[0].path).num_rows == 200
