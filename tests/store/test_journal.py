@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,9 +18,18 @@ from ct.errors import Conflict, Corrupt
 from ct.store.journal import Journal, New
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "postgresql":
+        return str(request.getfixturevalue("postgres").new())
+    return f"sqlite:///{tmp_path / 'journal.db'}"
+
+
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(f"sqlite:///{tmp_path / 'journal.db'}", actor="ann")
+def journal(url: str) -> Iterator[Journal]:
+    made = Journal(url, actor="ann")
+    yield made
+    made.close()
 
 
 def test_events_come_back_in_order_with_their_stream_versions(journal: Journal) -> None:
@@ -45,7 +55,8 @@ def test_a_stale_writer_is_refused_and_nothing_of_its_events_stays(journal: Jour
 
 
 @pytest.mark.parametrize("column", ["data", "type", "stream", "at", "actor", "version"])
-def test_any_changed_field_breaks_the_chain(journal: Journal, tmp_path: Path, column: str) -> None:
+def test_any_changed_field_breaks_the_chain(tmp_path: Path, column: str) -> None:
+    journal = Journal(f"sqlite:///{tmp_path / 'journal.db'}")
     for n in range(5):
         journal.append("a", [New("Made", {"n": n})])
     assert journal.verify() == 5
@@ -56,7 +67,8 @@ def test_any_changed_field_breaks_the_chain(journal: Journal, tmp_path: Path, co
         journal.verify()
 
 
-def test_a_removed_event_breaks_the_chain(journal: Journal, tmp_path: Path) -> None:
+def test_a_removed_event_breaks_the_chain(tmp_path: Path) -> None:
+    journal = Journal(f"sqlite:///{tmp_path / 'journal.db'}")
     for n in range(3):
         journal.append("a", [New("Made", {"n": n})])
     with sqlite3.connect(tmp_path / "journal.db") as database:
@@ -73,14 +85,12 @@ def test_the_clock_is_an_argument(tmp_path: Path) -> None:
     assert event.at == datetime(2020, 1, 1, 0, 1, tzinfo=UTC)
 
 
-def test_four_processes_append_without_losing_or_doubling_an_event(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'journal.db'}"
+def test_four_processes_append_without_losing_or_doubling_an_event(url: str) -> None:
     code = (
         "import sys; from ct.store.journal import Journal, New\n"
         "journal = Journal(sys.argv[1])\n"
         "for n in range(25): journal.append('a', [New('Made', {'by': sys.argv[2], 'n': n})])"
     )
-    Journal(url)
     children = [subprocess.Popen([sys.executable, "-c", code, url, str(i)]) for i in range(4)]
     assert [child.wait(timeout=60) for child in children] == [0, 0, 0, 0]
     journal = Journal(url)
