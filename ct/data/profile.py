@@ -244,13 +244,11 @@ class Profiles:
     def from_bytes(data: bytes) -> Profiles:
         """The profiles that `to_bytes` wrote. Raises Corrupt."""
         header, arrays = unpack(_MAGIC, data)
-        edges, at, layout = arrays.pop("edges").tolist(), 0, []
-        for name, text, values, known, inner in header["columns"]:
-            held = None if known is None else frozenset(known)
-            layout.append(Layout(name, text, tuple(edges[at : at + inner]), tuple(values), held))
-            at += inner
-        labels = tuple((column, value) for column, value in header["slices"])
-        return Profiles(labels, tuple(layout), **arrays)
+        try:
+            found = _read(header, arrays)
+        except (ValueError, KeyError, TypeError) as error:
+            raise Corrupt(f"a profile that does not fit together: {error}", "one that was stored", "make it anew") from None
+        return found
 
     @cached_property
     def _places(self) -> dict[str, int]:
@@ -296,6 +294,28 @@ class Profiles:
         made.registers[place] = self.registers
         made.parts[rows[1:, None] - 1, place] = self.parts
         return made
+
+
+def _read(header: Any, arrays: Mapping[str, NDArray[Any]]) -> Profiles:
+    """Raises ValueError, KeyError or TypeError for what `to_bytes` did not write."""
+    edges, at, layout = arrays["edges"].tolist(), 0, []
+    for name, text, values, known, inner in header["columns"]:
+        held = None if known is None else frozenset(known)
+        layout.append(Layout(name, text, tuple(edges[at : at + inner]), tuple(values), held))
+        at += inner
+    labels = tuple((column, value) for column, value in header["slices"])
+    found = Profiles(labels, tuple(layout), **{name: array for name, array in arrays.items() if name != "edges"})
+    slices, size, width = len(labels), len(layout), max((item.bins + 1 for item in layout), default=1)
+    fits = {
+        "rows": found.rows.shape == (1 + slices,),
+        "counts": found.counts.ndim == 3 and found.counts.shape[:2] == (1 + slices, size) and found.counts.shape[2] >= width,
+        "moments": found.moments.shape == (1 + slices, size, 4),
+        "registers": found.registers.ndim == 2 and len(found.registers) == size,
+        "parts": found.parts.shape == (slices, size, distinct.PART),
+    }
+    if unfit := [name for name, fit in fits.items() if not fit]:
+        raise ValueError(f"{', '.join(unfit)} of another shape")
+    return found
 
 
 def _groups(frame: Frame, name: str, like: Profiles | None) -> tuple[str, ...]:
