@@ -67,7 +67,7 @@ def test_a_server_that_is_away_is_told_without_the_password(own_server: Postgres
     own_server.stop("immediate")
     try:
         for call in (journal.head, lambda: journal.append("a", [New("Made", {})]), lambda: list(journal.read())):
-            with pytest.raises(Unavailable, match="postgresql.*127.0.0.1") as found:
+            with pytest.raises(Unavailable, match=r"postgresql.*127\.0\.0\.1") as found:
                 call()
             assert "secret-of-the-tests" not in str(found.value)
             assert found.value.__cause__ is None
