@@ -17,20 +17,23 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ct.data.tables import Warehouse
 from ct.errors import InvalidRequest, Unavailable
 from ct.ids import canonical, sha256
 from ct.settings import Settings
-from ct.store.files import sync_folder
+from ct.store.files import open_input, sync_folder
 
 TABLE = "predictions"
 Record = dict[str, Any]
@@ -192,7 +195,8 @@ def read(folder: Path, cursor: Mapping[str, int] | None = None) -> tuple[list[Re
         begin = reached.get(path.name, 0)
         bodies, end = _bodies(path, begin)
         if end > begin:
-            records += [orjson.loads(body) for body in bodies]
+            found = map(orjson.loads, bodies)
+            records += [record for record in found if record["kind"] != "erased"]
             reached[path.name] = end
     return records, reached
 
@@ -267,6 +271,69 @@ def _clear(folder: Path, sealed: Iterable[Path]) -> None:
         else:  # nobody was told that its damaged end was logged; it is kept for a person to look at
             path.rename(path.with_suffix(".torn"))
     _save(folder / _MARK, {name: end for name, end in mark.items() if (folder / name).exists()})
+
+
+def forget(settings: Settings, warehouse: Warehouse, text: str, gone: Callable[[Record], bool]) -> int:
+    """Take the predictions for which `gone` says so, and the labels given to them, out of table and inbox. Returns the records taken out.
+
+    `text` stands in the key, unit or request of each of them. The inbox is committed first; in segments that a replica still writes, the
+    records are overwritten in place. Snapshots before that still reach the rows: the caller drops them, and the files only they reach.
+    """
+    commit(settings, warehouse)
+    with _lock(settings.inbox, fcntl.LOCK_EX):
+        files = warehouse.files(TABLE) if warehouse.exists(TABLE) else ()
+        ids = frozenset().union(*(_named(path, text, gone) for path in files))
+        taken = _without(warehouse, files, ids) if ids else 0
+        for path in sorted(settings.inbox.glob("*.log")):
+            _blank(path, _mark(settings.inbox).get(path.name, 0), lambda record: record.get("id") in ids or gone(record))
+    return taken
+
+
+def named(warehouse: Warehouse, text: str, gone: Callable[[Record], bool]) -> int:
+    """How many committed predictions `forget` would take out."""
+    return sum(len(_named(path, text, gone)) for path in warehouse.files(TABLE)) if warehouse.exists(TABLE) else 0
+
+
+def _named(path: str, text: str, gone: Callable[[Record], bool]) -> frozenset[str]:
+    """The ids of a file's predictions that shall go."""
+    with open_input(path) as source:
+        rows = pq.read_table(source, columns=["kind", "id", "key", "unit", "request"])
+    spelled = [text, orjson.dumps(text).decode()[1:-1]]
+    holds = [pc.match_substring(rows[name].fill_null(""), part) for name in ("key", "unit", "request") for part in spelled]
+    found = rows.filter(reduce(pc.or_, holds)).to_pylist()
+    return frozenset(
+        row["id"] for row in found if row["kind"] != "label" and gone({**row, "request": orjson.loads(row["request"] or b"{}")})
+    )
+
+
+def _without(warehouse: Warehouse, files: Sequence[str], ids: frozenset[str]) -> int:
+    """Replace the files that hold records of `ids` by one without them, in one commit. Returns the records' number."""
+    values, old, kept, taken = pa.array(sorted(ids), pa.string()), [], [], 0
+    for path in files:
+        with open_input(path) as source:
+            rows = pq.read_table(source)
+        left = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=values)))
+        if left.num_rows < rows.num_rows:
+            taken += rows.num_rows - left.num_rows
+            old, kept = [*old, path], [*kept, left]
+    rest, attempt = pa.concat_tables(kept), sha256(canonical([old, sorted(ids)]))
+    staged = warehouse.stage(TABLE, rest, attempt[:32]) if rest.num_rows else None
+    warehouse.rewrite(TABLE, old, staged, attempt=attempt)
+    return taken
+
+
+def _blank(path: Path, end: int, gone: Callable[[Record], bool]) -> None:
+    """Overwrite committed records, those before `end`, by as many bytes that say nothing."""
+    at = 0
+    with path.open("r+b") as file:
+        for body in _bodies(path, 0, end)[0]:
+            if gone(orjson.loads(body)):
+                empty = orjson.dumps({"kind": "erased"}).ljust(len(body))
+                file.seek(at)
+                file.write(_FRAME.pack(len(empty), zlib.crc32(empty)) + empty)
+            at += _FRAME.size + len(body)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def committed(settings: Settings, *, first_epoch: int = 0) -> list[Record]:
