@@ -179,8 +179,8 @@ class Inbox:
         self._handle = -1
 
 
-def _frame(record: Mapping[str, Any]) -> bytes:
-    body = orjson.dumps(record)
+def _frame(record: Mapping[str, Any], length: int = 0) -> bytes:
+    body = orjson.dumps(record).ljust(length)
     return _FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
@@ -308,17 +308,16 @@ def _named(path: str, text: str, gone: Callable[[Record], bool]) -> frozenset[st
 
 def _without(warehouse: Warehouse, files: Sequence[str], ids: frozenset[str]) -> int:
     """Replace the files that hold records of `ids` by one without them, in one commit. Returns the records' number."""
-    values, old, kept, taken = pa.array(sorted(ids), pa.string()), [], [], 0
+    values, kept, taken = pa.array(sorted(ids), pa.string()), dict[str, pa.Table](), 0
     for path in files:
         with open_input(path) as source:
             rows = pq.read_table(source)
         left = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=values)))
         if left.num_rows < rows.num_rows:
-            taken += rows.num_rows - left.num_rows
-            old, kept = [*old, path], [*kept, left]
-    rest, attempt = pa.concat_tables(kept), sha256(canonical([old, sorted(ids)]))
+            kept[path], taken = left, taken + rows.num_rows - left.num_rows
+    rest, attempt = pa.concat_tables(kept.values()), sha256(canonical([sorted(kept), sorted(ids)]))
     staged = warehouse.stage(TABLE, rest, attempt[:32]) if rest.num_rows else None
-    warehouse.rewrite(TABLE, old, staged, attempt=attempt)
+    warehouse.rewrite(TABLE, list(kept), staged, attempt=attempt)
     return taken
 
 
@@ -328,9 +327,8 @@ def _blank(path: Path, end: int, gone: Callable[[Record], bool]) -> None:
     with path.open("r+b") as file:
         for body in _bodies(path, 0, end)[0]:
             if gone(orjson.loads(body)):
-                empty = orjson.dumps({"kind": "erased"}).ljust(len(body))
                 file.seek(at)
-                file.write(_FRAME.pack(len(empty), zlib.crc32(empty)) + empty)
+                file.write(_frame({"kind": "erased"}, len(body)))
             at += _FRAME.size + len(body)
         file.flush()
         os.fsync(file.fileno())
