@@ -18,7 +18,7 @@ from ct.data import catalog
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.errors import Conflict, CtError, NotFound, TrainingFailed
-from ct.features.online import OnlineStore
+from ct.features import online
 from ct.features.transform import lookups_of
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
@@ -160,27 +160,40 @@ class Actor:
         )
 
     def ingest(self, table: str, path: Path) -> Outcome:
-        """Check a file and publish or quarantine it. A quarantine alerts the table's owner."""
+        """Check a file and publish or quarantine it. A quarantine, a warning and rows set aside alert the table's owner."""
         declared = self.table(table)
         outcome = ingest(
-            path, declared, settings=self.settings, journal=self.journal, warehouse=self.warehouse, artifacts=self.artifacts
+            path,
+            declared,
+            settings=self.settings,
+            journal=self.journal,
+            warehouse=self.warehouse,
+            artifacts=self.artifacts,
+            clock=self.clock,
         )
         if outcome.kind == "quarantined":
             found = "; ".join(reason.found for reason in outcome.reasons)
             self.alert("WARN", f"shard {outcome.shard} of {table} is quarantined", detail=found, owner=declared.owner)
-        elif outcome.kind == "published" and self.settings.online.exists():
+        elif outcome.warnings:
+            found = "; ".join(reason.found for reason in outcome.warnings)
+            self.alert("WARN", f"shard {outcome.shard} of {table} is published with a warning", detail=found, owner=declared.owner)
+        if outcome.kind == "published" and online.in_use(self.settings):
             self.materialize()
         return outcome
 
-    def materialize(self) -> int:
-        """Bring the online store to what has been published. Returns the rows stored."""
-        store = OnlineStore(self.settings.online)
+    def materialize(self, *, since: int | None = None, on_step: Step = _silent) -> int:
+        """Bring the online store to what has been published, for requests from `since` on (the newest shard's beginning by default).
+
+        Returns the rows stored. Nothing that a request from `since` on can ask for is forgotten.
+        """
+        store = online.opened(self.settings)
         try:
             shards = {table.name: catalog.published(self.journal, table.name) for table in self.pipeline.all_tables}
-            stored = store.materialize(lookups_of(self.pipeline.features), shards)
+            stored = store.materialize(lookups_of(self.pipeline.features), shards, since=since, on_step=on_step)
             if known := shards[self.pipeline.table.name]:
                 # Late requests for the month before still find their history; what is older can be filled in again from the shards.
-                store.trim(max(shard.time_min for shard in known) - KEPT_US)
+                border = max(shard.time_min for shard in known) - KEPT_US
+                store.trim(border if since is None else min(border, since))
             return stored
         finally:
             store.close()

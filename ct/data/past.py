@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cached_property
 
 import numpy as np
 
 from ct.data import shards
 from ct.data.columns import Rows, count
-from ct.data.profile import Categories, Numbers, Profile
+from ct.data.profile import Categories, Numbers, Profiles
 from ct.data.tables import ShardFile
 from ct.roles import Columns
 
@@ -51,12 +51,12 @@ class Before:
 
 
 class Published:
-    """The past of a table: its published shards, read only as far as a check asks. `profiles` gives theirs."""
+    """The past of a table: its published shards, read only as far as a check asks. `whole` gives the profiles over all their rows."""
 
-    def __init__(self, now: int, known: Sequence[ShardFile], profiles: Callable[[], Sequence[Profile]]) -> None:
+    def __init__(self, now: int, known: Sequence[ShardFile], whole: Callable[[], Profiles | None]) -> None:
         self.now = now
         self._known = tuple(known)
-        self._profiles = profiles
+        self._whole = whole
 
     def sizes(self) -> tuple[int, ...]:
         """Rows of each published shard, oldest first."""
@@ -72,30 +72,19 @@ class Published:
             yield from _parts(shard, columns)
 
     @cached_property
-    def _whole(self) -> Profile | None:
-        known = self._profiles()
-        return reduce(Profile.merge, known) if known else None
+    def _columns(self) -> Mapping[str, Numbers | Categories]:
+        found = self._whole()
+        return found.whole.columns if found is not None else {}
 
     def quantiles(self, column: str, *shares: float) -> tuple[float, ...] | None:
-        """Quantiles of a column of numbers out of the profiles, by linear interpolation between their edges."""
-        found = self._whole.columns.get(column) if self._whole else None
-        if not isinstance(found, Numbers) or not found.count:
-            return None
-        at = np.concatenate([[found.low], np.clip(found.edges, found.low, found.high), [found.high]])
-        below = np.concatenate([[0], np.cumsum(found.counts)]) / found.count
-        return tuple(float(value) for value in np.interp(shares, below, at))
+        """Quantiles of a column of numbers out of the profiles, as they interpolate them."""
+        found = self._columns.get(column)
+        return found.quantiles(*shares) if isinstance(found, Numbers) else None
 
     def values(self, column: str) -> frozenset[str] | None:
         """The texts out of the profiles; None where those do not know all of them."""
-        found = self._whole.columns.get(column) if self._whole else None
-        if not isinstance(found, Categories) or found.other:
-            return None
-        return frozenset(value for value, often in found.counts.items() if often)
-
-    def full(self, column: str) -> bool:
-        """Has the column never been missing in a published row?"""
-        found = self._whole.columns.get(column) if self._whole else None
-        return found is not None and found.count > 0 and not found.missing
+        found = self._columns.get(column)
+        return found.known if isinstance(found, Categories) else None
 
 
 def _parts(shard: ShardFile, columns: Sequence[str]) -> Iterator[Columns]:

@@ -1,79 +1,144 @@
 """Reads one untrusted file in a process of its own: limits on memory and time, plain pyarrow, primitive types only.
 
-Run as a script, `reading.py IN OUT CONTRACT`: writes a clean Arrow IPC file to OUT, or exits 3 with one JSON line {found, expected, remedy}.
+Run as a script, `reading.py IN OUT ASKED`: writes a clean Arrow IPC file to OUT, or exits 3 with one JSON line {found, expected, remedy}.
 Nothing of `ct` or Ray is imported here, so nothing in a file can reach Ray's own readers, and the process starts in a fraction of a second.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import resource
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
 MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 300
-MAX_RATIO = 200
+MAX_RATIO = 100
 MAX_CELL_BYTES = 1 << 20
 REFUSED = 3
 TIME = pa.timestamp("us", tz="UTC")
 TYPES = {str(type_): type_ for type_ in (pa.bool_(), pa.int64(), pa.float64(), pa.string(), pa.date32(), TIME)}
-"""The types of a contract by their spelling. Every column of a clean file has one of these, or null where it holds no value."""
+"""The types of a contract by their spelling. Every column of a clean file has one of these, or null where it holds no value;
+texts of few values come as dictionaries."""
+_FREE_BYTES = 64 << 20
+_CODE_BYTES = 3
+_CSV_FAULT = re.compile(r"In CSV column #(\d+): CSV conversion error to ([^:]+): [^']*'(.*)'", re.DOTALL)
 
 
 class Refused(Exception):
-    """The file cannot be read; carries found, expected, remedy."""
+    """The file cannot be read; carries found, expected, remedy. `telling` where `found` may hold something that stood in the file."""
+
+    def __init__(self, found: str, expected: str, remedy: str, *, telling: bool = True) -> None:
+        super().__init__(found, expected, remedy)
+        self.telling = telling
 
 
-def read(path: Path, contract: Mapping[str, str]) -> pa.Table:
-    """The file's rows, its columns of TYPES. `contract` {column: type} says how to read text formats. Raises Refused."""
+@dataclass(frozen=True)
+class Asked:
+    """How to read: the `types` of a text format's columns by their spelling, columns whose values may not be told (`hidden`), and
+    whether nothing of the file may be told at all (`quiet`)."""
+
+    types: Mapping[str, str]
+    hidden: Collection[str] = ()
+    quiet: bool = False
+
+    @property
+    def arrow(self) -> dict[str, pa.DataType]:
+        """The types themselves."""
+        return {name: TYPES[text] for name, text in self.types.items()}
+
+
+def read(path: Path, asked: Asked) -> pa.Table:
+    """The file's rows, its columns of TYPES. Raises Refused."""
     readers = {".parquet": _parquet, ".csv": _csv, ".jsonl": _jsonl}
     if path.stat().st_size == 0:
-        raise Refused("the file is empty (0 bytes)", "a Parquet, CSV or JSON-lines file", "send it again")
+        raise Refused("the file is empty (0 bytes)", "a Parquet, CSV or JSON-lines file", "send it again", telling=False)
     if path.suffix not in readers:
         raise Refused(f"the file's name ends in {path.suffix!r}", f"one of {sorted(readers)}", "convert or rename it")
-    types = {name: TYPES[text] for name, text in contract.items()}
     try:
-        table = readers[path.suffix](path, types)
-        table.validate(full=True)
+        table = readers[path.suffix](path, asked)
+        table.validate()
         return _clean(table)
     except (pa.ArrowException, OSError, ValueError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise Refused(f"the file is corrupt: {said}", "a whole, valid file", "send it again") from None
 
 
-def _parquet(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+def _parquet(path: Path, asked: Asked) -> pa.Table:
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        plain = sum(file.metadata.row_group(i).total_byte_size for i in range(file.metadata.num_row_groups))
-        if plain > MAX_RATIO * path.stat().st_size + (64 << 20):
-            raise Refused(f"the file unpacks to {plain:,} bytes", f"at most {MAX_RATIO} times its size", "split it")
         for field in file.schema_arrow:
             _check_type(field)
-        return file.read(use_threads=False)
+        coded = _measured(file.metadata, file.schema_arrow, path.stat().st_size)
+    with pq.ParquetFile(path, page_checksum_verification=True, read_dictionary=coded, memory_map=True) as file:
+        return file.read()
 
 
-def _csv(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+def _measured(footer: pq.FileMetaData, schema: pa.Schema, size: int) -> list[str]:
+    """The texts of few values, which are read as dictionaries. Raises Refused for what would unpack to too much, before it is read."""
+    groups = [footer.row_group(at) for at in range(footer.num_row_groups)]
+    plain = sum(group.total_byte_size for group in groups)
+    if plain > min(MAX_RATIO * size + _FREE_BYTES, MEMORY_BYTES // 2):
+        most = f"at most {MAX_RATIO} times its size and {MEMORY_BYTES // 2:,} bytes"
+        raise Refused(f"the file unpacks to {plain:,} bytes", most, "split it", telling=False)
+    coded = []
+    for at, field in enumerate(schema):
+        chunks = [group.column(at) for group in groups]
+        if any(chunk.total_uncompressed_size > chunk.num_values * MAX_CELL_BYTES + 4096 for chunk in chunks):
+            raise _long(field.name)
+        text = pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+        # A dictionary keeps few values few: one long text named by a million rows is read once.
+        if text and all(chunk.total_uncompressed_size <= chunk.num_values * _CODE_BYTES + 65_536 for chunk in chunks):
+            coded.append(field.name)
+    return coded
+
+
+def _csv(path: Path, asked: Asked) -> pa.Table:
+    import pyarrow.csv as pa_csv
+
     # Only an empty cell is a missing one: "NA" may be a country.
-    options = pa_csv.ConvertOptions(column_types=dict(types), null_values=[""], strings_can_be_null=True)
-    return pa_csv.read_csv(path, convert_options=options)
+    options = pa_csv.ConvertOptions(column_types=asked.arrow, null_values=[""], strings_can_be_null=True)
+    try:
+        return pa_csv.read_csv(path, convert_options=options)
+    except pa.ArrowInvalid as error:
+        if fault := _CSV_FAULT.search(str(error)):
+            names = pa_csv.open_csv(path, convert_options=pa_csv.ConvertOptions(column_types=_texts(path))).schema.names
+            raise _wrong(names[int(fault[1])], fault[3], fault[2], asked.hidden) from None
+        # The rest of the sentence is the row itself.
+        raise ValueError(re.sub(r"(Expected \d+ columns, got \d+).*", r"\1", str(error), flags=re.DOTALL)) from None
 
 
-def _jsonl(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+def _texts(path: Path) -> dict[str, pa.DataType]:
+    import pyarrow.csv as pa_csv
+
+    with path.open("rb") as file:
+        header = pa_csv.read_csv(pa.py_buffer(file.readline(MAX_CELL_BYTES)))
+    return dict.fromkeys(header.column_names, pa.string())
+
+
+def _wrong(name: str, value: str, kind: str, hidden: Collection[str]) -> Refused:
+    told = "" if name in hidden else f": {value[:40]!r}"
+    expected = "times with a zone, such as 2013-04-01T10:00:00Z" if kind.startswith("timestamp") else f"values of type {kind}"
+    return Refused(f"column {name!r} has a value that cannot be read as {kind}{told}", expected, "mend the column")
+
+
+def _jsonl(path: Path, asked: Asked) -> pa.Table:
     # pyarrow's JSON reader takes a time without a zone for UTC, so times are read as text and converted here.
-    asked = {name: pa.string() if type_ == TIME else type_ for name, type_ in types.items()}
-    table = _json_lines(path, asked)
+    types = asked.arrow
+    wanted = {name: pa.string() if type_ == TIME else type_ for name, type_ in types.items()}
+    table = _json_lines(path, wanted)
     if guessed := [field.name for field in table.schema if pa.types.is_timestamp(field.type)]:
-        table = _json_lines(path, {**asked, **dict.fromkeys(guessed, pa.string())})
+        table = _json_lines(path, {**wanted, **dict.fromkeys(guessed, pa.string())})
     for at, name in enumerate(table.column_names):
         if types.get(name) == TIME:
-            table = table.set_column(at, name, table[name].cast(TIME))
+            table = table.set_column(at, name, _times(table[name], name, asked.hidden))
         elif name not in types and pa.types.is_string(table[name].type):
             try:  # a column of nothing but zoned times is one, as in CSV
                 table = table.set_column(at, name, table[name].cast(TIME))
@@ -82,7 +147,17 @@ def _jsonl(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
     return _without_absent(table, path, types)
 
 
+def _times(column: pa.ChunkedArray, name: str, hidden: Collection[str]) -> pa.ChunkedArray:
+    try:
+        return column.cast(TIME)
+    except pa.ArrowInvalid as error:
+        said = re.search(r"'(.*?)'", str(error))
+        raise _wrong(name, said[1] if said else "", str(TIME), hidden) from None
+
+
 def _json_lines(path: Path, types: Mapping[str, pa.DataType]) -> pa.Table:
+    import pyarrow.json as pa_json
+
     return pa_json.read_json(path, parse_options=pa_json.ParseOptions(explicit_schema=pa.schema(list(types.items()))))
 
 
@@ -110,53 +185,76 @@ def _check_type(field: pa.Field) -> None:
 
 
 def _clean(table: pa.Table) -> pa.Table:
-    """One spelling a type: int64, double, string, microseconds UTC. Raises Refused, or ArrowInvalid for what does not fit."""
+    """One spelling a type: int64, double, string, microseconds UTC. Raises Refused for what does not fit."""
     names = table.column_names
     if len(set(names)) != len(names):
-        raise Refused("two columns have the same name", "distinct names", "rename one")
+        raise Refused("two columns have the same name", "distinct names", "rename one", telling=False)
     columns = []
     for field, column in zip(table.schema, table.columns, strict=True):
         _check_type(field)
-        column = _spelled(column)
-        if pa.types.is_string(column.type) and (pc.max(pc.binary_length(column)).as_py() or 0) > MAX_CELL_BYTES:
-            raise Refused(f"column {field.name!r} has a cell of over {MAX_CELL_BYTES:,} bytes", "short text", "leave it out")
-        columns.append(column)
-    return pa.table(columns, names=names)
+        try:
+            columns.append(_spelled(column))
+        except pa.ArrowInvalid:
+            limit = (
+                "times within a microsecond and the years 1 to 9999" if pa.types.is_timestamp(field.type) else "64-bit numbers"
+            )
+            found = f"column {field.name!r} has values of type {field.type} that would change"
+            raise Refused(found, limit, "round them, or store text") from None
+        if any(_longest(chunk) > MAX_CELL_BYTES for chunk in columns[-1].chunks):
+            raise _long(field.name)
+    return pa.table(columns, names=names).unify_dictionaries()
+
+
+def _longest(chunk: pa.Array) -> int:
+    values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
+    return (pc.max(pc.binary_length(values)).as_py() or 0) if pa.types.is_string(values.type) else 0
+
+
+def _long(name: str) -> Refused:
+    return Refused(f"column {name!r} has a cell of over {MAX_CELL_BYTES:,} bytes", "short text", "leave it out")
 
 
 def _spelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
     type_ = column.type
-    if pa.types.is_dictionary(type_) or pa.types.is_large_string(type_):
-        return column.cast(pa.string())
-    if pa.types.is_integer(type_):
-        return column.cast(pa.int64())
-    if pa.types.is_floating(type_):
-        return column.cast(pa.float64())
-    if pa.types.is_date(type_):
-        return column.cast(pa.date32())
-    if pa.types.is_timestamp(type_):
-        # Nanoseconds are cut off; a time too large for microseconds is an error.
-        return column.cast(TIME, safe=type_.unit != "ns")
-    return column
+    if pa.types.is_dictionary(type_):
+        return column.cast(pa.dictionary(pa.int32(), pa.string()))
+    wanted = {
+        pa.types.is_large_string: pa.string(),
+        pa.types.is_integer: pa.int64(),
+        pa.types.is_floating: pa.float64(),
+        pa.types.is_date: pa.date32(),
+        pa.types.is_timestamp: TIME,
+    }
+    return next((column.cast(target) for fits, target in wanted.items() if fits(type_)), column)
 
 
-def main(source: Path, target: Path, contract: Mapping[str, str]) -> int:
+def main(source: Path, target: str, asked: Asked) -> int:
     """The process's work; returns its exit code."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        table = read(source, contract)
-        with pa.OSFile(str(target), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+        table = read(source, asked)
+        with pa.OSFile(target, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
     except (Refused, MemoryError) as refused:
-        words = (
-            refused.args if isinstance(refused, Refused) else ("the file needs too much memory", "a smaller file", "split it")
-        )
-        print(json.dumps(dict(zip(("found", "expected", "remedy"), words, strict=True))))
+        print(json.dumps(dict(zip(("found", "expected", "remedy"), _words(refused, asked.quiet), strict=True))))
         return REFUSED
     return 0
 
 
+def _words(refused: Refused | MemoryError, quiet: bool) -> tuple[Any, ...]:
+    if isinstance(refused, MemoryError):
+        return "the file needs too much memory", "a smaller file", "split it"
+    if quiet and refused.telling:
+        return (
+            "the file cannot be read, and has personal columns, so that nothing of it is told",
+            "a valid file",
+            "look at it at its source",
+        )
+    return refused.args
+
+
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Asked(**json.loads(sys.argv[3]))))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -108,10 +108,11 @@ class Warehouse(Tables):
         return self._ancestors(name)[0].id
 
     @told
-    def stage(self, name: str, rows: pa.Table, attempt: str) -> Staged:
+    def stage(self, name: str, rows: pa.Table, attempt: str, *, order: Sequence[str] = ()) -> Staged:
         """Write rows as a Parquet file of the table that no snapshot names yet. The same rows of the same attempt have the same address.
 
-        Row groups of 131,072 rows, zstd, checksums on every page, statistics of the time columns only.
+        Row groups of 131,072 rows, zstd, checksums on every page, statistics of the time columns only. `order` names the columns that
+        the rows are sorted by, which the file notes.
         """
         with self._shards(name).draft() as file:
             pq.write_table(
@@ -121,6 +122,8 @@ class Warehouse(Tables):
                 row_group_size=ROW_GROUP,
                 write_statistics=times(rows.schema) or False,
                 write_page_checksum=True,
+                store_schema=False,  # a text of few values may come as a dictionary and is a text all the same
+                sorting_columns=pq.SortingColumn.from_ordering(rows.schema, [(name, "ascending") for name in order]) if order else None,
             )
             file.name = f"{attempt}-{file.sha256[:16]}.parquet"
         return Staged(self._shards(name).address(file.name), file.sha256, file.size, rows.num_rows)

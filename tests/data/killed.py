@@ -7,7 +7,6 @@ A step is the moment before and the moment after each call that changes somethin
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -29,7 +28,6 @@ CALLS = [
     (SqlCatalog, "commit_table"),
     (Artifacts, "put"),
     (Journal, "append"),
-    (shutil, "copyfile"),
     (os, "replace"),
 ]
 
