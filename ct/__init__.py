@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ct.control.triggers import Drift, Every, NewData
     from ct.data.checks import quarantine, warn
+    from ct.data.personal import dropped, keyed
     from ct.data.rules.compare import Compare
     from ct.data.rules.fresh import Fresh
     from ct.data.rules.keep_last import KeepLast
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from ct.features.kinds.own import feature
     from ct.features.kinds.ratio import ratio
     from ct.features.kinds.window import window
-    from ct.pipeline import Label, Pipeline, Table
+    from ct.pipeline import Label, Pipeline, SchemaPolicy, Table
     from ct.rollout.plans import BlueGreen, Canary, Shadow, error_rate, latency, quality
     from ct.training import models
     from ct.training.declare import Search, Torch
@@ -66,6 +67,7 @@ __all__ = [
     "Present",
     "RowCount",
     "Rule",
+    "SchemaPolicy",
     "Search",
     "Shadow",
     "Steady",
@@ -80,9 +82,11 @@ __all__ = [
     "category",
     "cross",
     "cyclic",
+    "dropped",
     "ece",
     "error_rate",
     "feature",
+    "keyed",
     "latency",
     "latest",
     "models",
@@ -100,6 +104,7 @@ __all__ = [
 _HOMES = {
     "ct.control.triggers": ("Drift", "Every", "NewData"),
     "ct.data.checks": ("quarantine", "warn"),
+    "ct.data.personal": ("dropped", "keyed"),
     "ct.data.rules.compare": ("Compare",),
     "ct.data.rules.fresh": ("Fresh",),
     "ct.data.rules.keep_last": ("KeepLast",),
@@ -128,7 +133,7 @@ _HOMES = {
     "ct.features.kinds.own": ("feature",),
     "ct.features.kinds.ratio": ("ratio",),
     "ct.features.kinds.window": ("window",),
-    "ct.pipeline": ("Label", "Pipeline", "Table"),
+    "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
     "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow", "error_rate", "latency", "quality"),
     "ct.training.declare": ("Search", "Torch"),
 }

@@ -29,14 +29,18 @@ class SchemaPolicy:
     `widened` (the contract is wider, such as whole numbers for a float column): "cast" or "reject".
     `narrowed` (the shard is wider): "reject", or "cast" where no value changes. `retyped`: always "reject".
     `renamed` (a missing column and an added one that look alike): always "ask", which rejects and names both.
-    `category` (a text value that no earlier shard held): "accept", "warn" or "reject".
+    `renames` answers it: {arrived name: the contract's name, or "" where it is a column of its own}.
+    `nullability` (missing values in a column that never had one) and `category` (a text value that no earlier shard held): "accept",
+    "warn" or "reject".
     """
 
     added: str = "reject"
     missing: str = "reject"
     widened: str = "cast"
     narrowed: str = "reject"
+    nullability: str = "accept"
     category: str = "accept"
+    renames: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         allowed = {
@@ -44,6 +48,7 @@ class SchemaPolicy:
             "missing": ("reject", "null"),
             "widened": ("cast", "reject"),
             "narrowed": ("reject", "cast"),
+            "nullability": ("accept", "warn", "reject"),
             "category": ("accept", "warn", "reject"),
         }
         for name, values in allowed.items():

@@ -101,6 +101,11 @@ def load(root: Path | str | None = None, environ: Mapping[str, str] | None = Non
     environ = os.environ if environ is None else environ
     folder = Path(root or environ.get("CT_ROOT") or ".").resolve()
     values: dict[str, Any] = _read(folder / FILE)
+    if "personal_key" in values:
+        found = f"{FILE} holds personal_key"
+        raise InvalidSettings(
+            found, "the secret in the environment, as CT_PERSONAL_KEY, and in no file", "move it and make a new one"
+        )
     known = set(Settings.model_fields)
     if unknown := set(values) - known:
         raise InvalidSettings(_unknown(sorted(unknown), known, FILE), "", f"mend {folder / FILE}")
