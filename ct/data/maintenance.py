@@ -19,14 +19,13 @@ from ct.data import catalog, predictions, profiled, shards
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.iceberg import ATTEMPT, NAMESPACE
 from ct.data.profile import Profiles
+from ct.data.publishing import Stores
 from ct.data.snapshots import Staged
-from ct.data.tables import ShardFile, Warehouse
+from ct.data.tables import ShardFile
 from ct.ids import canonical, sha256
 from ct.pipeline import Table
-from ct.settings import Settings
-from ct.store.artifacts import Artifacts
 from ct.store.files import Files, open_input
-from ct.store.journal import Journal, New
+from ct.store.journal import New
 
 
 @dataclass(frozen=True)
@@ -43,16 +42,6 @@ class Limits:
     keep: int = 10
     age: timedelta = timedelta(days=7)
     safety: timedelta = timedelta(days=1)
-
-
-@dataclass(frozen=True)
-class Stores:
-    """Where tables are kept."""
-
-    settings: Settings
-    journal: Journal
-    warehouse: Warehouse
-    artifacts: Artifacts
 
 
 @dataclass(frozen=True)
@@ -150,7 +139,7 @@ def rewrite(stores: Stores, table: Table, files: Iterable[str], *, reason: str, 
     Raises Conflict when the table changes meanwhile; nothing is lost then.
     """
     position = stores.journal.version(catalog.stream(table.name))
-    held = by_file(catalog.published(stores.journal, table.name))
+    held = by_file(shard for shard in catalog.arrived(stores.journal, table.name) if shard.path)
     files = sorted(files)
     moving = [shard for path in held for shard in held[path] if path in files]
     if not moving:

@@ -71,7 +71,8 @@ class Tagged:
         return fits[rows.shards] if len(fits) else np.zeros(len(rows.shards), dtype=np.bool_)
 
     def _fits(self, tags: Mapping[str, Any]) -> bool:
-        return all(any(_equal(tags.get(name), value) for value in allowed) for name, allowed in self.tags)
+        every = {**tags.get("slices", {}), **tags}
+        return all(any(_fits(name, every.get(name), value) for value in allowed) for name, allowed in self.tags)
 
     def explain(self) -> str:
         """The tags and their values."""
@@ -113,7 +114,12 @@ def newest(span: str, *, older: float = 0.0, by: str | Sequence[str] = ()) -> Ne
 
 
 def tagged(**tags: Any) -> Tagged:
-    """Training rows of the shards that carry these tags, such as `source="parquet"` or one of your own; a list allows any of its values."""
+    """Training rows of the shards that carry these tags, such as `source="parquet"` or one of your own; a list allows any of its values.
+
+    A slice's column fits shards that have a row with that value; `freshness="6h"` those whose newest row was at most so old on arrival.
+    """
+    if isinstance(limit := tags.get("freshness"), str):
+        duration(limit)
     if not tags:
         raise InvalidPipeline("tagged() names no tag", "at least one, such as source='parquet'", "name the tags")
     return Tagged(tuple((name, _several(value)) for name, value in sorted(tags.items())))
@@ -147,10 +153,12 @@ def _either(values: Sequence[Any]) -> str:
     return " or ".join(map(repr, values))
 
 
-def _equal(found: Any, wanted: Any) -> bool:
-    """Does a tag hold the value? A tag of several values, such as the segments in a shard, holds each of them."""
-    if isinstance(found, (list, tuple)):
-        return any(_equal(item, wanted) for item in found)
+def _fits(name: str, found: Any, wanted: Any) -> bool:
+    """Does a tag hold the value? A slice's column holds each value that the shard has; freshness is at most the span named."""
+    if name == "freshness" and isinstance(wanted, str):
+        return found is not None and bool(found <= duration(wanted).total_seconds() * 1e6)
+    if isinstance(found, (list, tuple, Mapping)):
+        return wanted in found
     return isinstance(found, bool) == isinstance(wanted, bool) and bool(found == wanted)
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ct.data import catalog, maintenance, shards
-from ct.data.maintenance import Limits, Stores, merges
+from ct.data.maintenance import Limits, merges
+from ct.data.publishing import Stores
 from ct.errors import Conflict
 from ct.pipeline import Table
 from tests.data.conftest import DAY, Place, sales

@@ -15,8 +15,8 @@ from ct.roles import Offered
 
 DAY = 86_400_000_000
 TAGS = [
-    {"source": "csv", "carrier": ["AA"], "fresh": True, "batch": 1},
-    {"source": "parquet", "carrier": ["AA", "B6"], "fresh": False, "batch": 2},
+    {"source": "csv", "slices": {"carrier": {"AA": 2}}, "freshness": 3_600_000_000, "good": True, "batch": 1},
+    {"source": "parquet", "slices": {"carrier": {"AA": 1, "B6": 1}}, "freshness": 2 * DAY, "good": False, "batch": 2},
 ]
 
 
@@ -81,7 +81,8 @@ def test_tags_choose_whole_shards() -> None:
     assert tagged(source="parquet").chosen(table).tolist() == [False, True, False, True]
     assert tagged(source=["csv", "parquet"]).chosen(table).all()
     assert tagged(carrier="B6").chosen(table).tolist() == [False, True, False, True]
-    assert tagged(carrier="B6", fresh=True).chosen(table).sum() == 0
+    assert tagged(carrier="B6", good=True).chosen(table).sum() == 0
+    assert tagged(freshness="6h").chosen(table).tolist() == [True, False, True, False]
     assert tagged(batch=True).chosen(table).sum() == 0, "the number 1 is not the truth value"
     assert tagged(unheard="of").chosen(table).sum() == 0
 
@@ -115,7 +116,15 @@ def test_a_selector_that_gives_no_mask_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [lambda: newest("soon"), lambda: newest("1d", older=1.0), lambda: newest("1d", older=-0.1), tagged, only]
+    "wrong",
+    [
+        lambda: newest("soon"),
+        lambda: newest("1d", older=1.0),
+        lambda: newest("1d", older=-0.1),
+        tagged,
+        only,
+        lambda: tagged(freshness="soon"),
+    ],
 )
 def test_nonsense_is_refused_where_it_is_written(wrong) -> None:
     with pytest.raises(InvalidPipeline):
