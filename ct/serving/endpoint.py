@@ -65,6 +65,8 @@ class Endpoint:
             return await self._post(path, headers, receive)
         if method not in ("GET", "HEAD"):
             raise InvalidRequest(f"method {method}", "GET or POST", "see the docs", status=405)
+        if path == "/metrics":
+            return 200, await self._replica.metrics(), {"content-type": "text/plain; version=0.0.4"}
         return self._get(path)
 
     def _get(self, path: str) -> Reply:
@@ -77,11 +79,6 @@ class Endpoint:
                 return (200 if live else 503), {"ready": live}, {}
             case "/v2":
                 return 200, {"name": "ct", "version": "1", "extensions": []}, {}
-            case "/metrics":
-                state = replica.state()
-                weight = replica.slots.live.route.weight if replica.slots.live else 0
-                given = {name: state[name] for name in ("epoch", "in_flight", "circuit_open")}
-                return 200, replica.telemetry.text(weight=weight, **given), {"content-type": "text/plain; version=0.0.4"}
         if found := _MODEL.fullmatch(path):
             self._model(found["model"])
             if found["version"] and found["version"] not in replica.slots.loaded:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,10 @@ from numpy.typing import NDArray
 from ct.data import labels, predictions
 from ct.data.columns import NO_TIME, from_rows
 from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
-from ct.features.online import OnlineStore
+from ct.features import online
 from ct.registry import routes
 from ct.registry.routes import Route
-from ct.roles import Columns
+from ct.roles import Columns, History
 from ct.serving.router import CANARY, STABLE, Assignment, assign
 from ct.serving.runtime import Predictor
 from ct.serving.slots import Live, Slot, Slots
@@ -64,7 +65,7 @@ class Replica:
         self.slots = Slots(Artifacts(settings.place("artifacts")))
         self.telemetry = Telemetry(endpoint)
         self._journal = Journal(settings.database)
-        self._online = OnlineStore(settings.online)
+        self._online = online.opened(settings)
         self._inbox = predictions.Inbox(settings.inbox, self.name)
         self._ids: predictions.PredictionIds | None = None
         self._shadows: set[asyncio.Task[None]] = set()
@@ -103,6 +104,17 @@ class Replica:
                 self.slots.drain()
             except Exception as error:  # the loop is a repair and must outlive any fault; what it met is shown by /metrics
                 self.telemetry.fault(type(error).__name__)
+
+    async def metrics(self) -> str:
+        """Counters, what is in force, and how new what the online store holds is, in the Prometheus text format."""
+        try:
+            fresh = self._online.freshness() if self._online.near else await asyncio.to_thread(self._online.freshness)
+        except CtError as error:
+            self.telemetry.fault(type(error).__name__)
+            fresh = ()
+        state, live = self.state(), self.slots.live
+        given = {name: state[name] for name in ("epoch", "in_flight", "circuit_open")}
+        return self.telemetry.text(weight=live.route.weight if live else 0, freshness=fresh, **given)
 
     def state(self) -> dict[str, Any]:
         """What this replica holds."""
@@ -228,15 +240,24 @@ class Replica:
         with slot.using() as predictor:
             try:
                 columns = self._parse(predictor, rows) if asked is None else asked
-                if len(rows) <= INLINE_ROWS:
-                    return self._score(predictor, columns), ""
-                return await asyncio.to_thread(self._score, predictor, columns), ""
             except Exception as error:
-                return None, f"{type(error).__name__}: {error}"[:200]
+                return None, _said(error)
+            history = await self._history(predictor, columns)  # what fails here is no fault of the version
+            try:
+                if len(rows) <= INLINE_ROWS:
+                    return self._score(predictor, columns, history), ""
+                return await asyncio.to_thread(self._score, predictor, columns, history), ""
+            except Exception as error:
+                return None, _said(error)
 
-    def _score(self, predictor: Predictor, columns: Columns) -> _Scored:
+    async def _history(self, predictor: Predictor, columns: Columns) -> History:
+        """What is known of the rows' entities; a server is waited for beside the event loop. Raises Unavailable."""
+        look = partial(self._online.history, columns, predictor.lookups)
+        return look() if self._online.near and len(columns[predictor.spec.time]) <= INLINE_ROWS else await asyncio.to_thread(look)
+
+    def _score(self, predictor: Predictor, columns: Columns, history: History) -> _Scored:
         times = columns[predictor.spec.time]
-        scores, features = predictor.score(columns, times, self._online)
+        scores, features = predictor.score(columns, times, history)
         if not np.isfinite(scores).all():
             raise Unavailable("the model gave a score that is no number", "scores in [0, 1]", "roll the version back")
         return _Scored(columns, times, features, scores)
@@ -307,7 +328,10 @@ class Replica:
     async def _score_shadow(self, live: Live, slot: Slot, rows: Sequence[Mapping[str, Any]], answer: Answer) -> None:
         await asyncio.sleep(0)
         begun = time.perf_counter()
-        scored, fault = await self._try(slot, rows, None)
+        try:
+            scored, fault = await self._try(slot, rows, None)
+        except CtError as error:
+            scored, fault = None, _said(error)
         took = (time.perf_counter() - begun) * 1000
         common = {
             "kind": "shadow",
@@ -341,6 +365,10 @@ class Replica:
             await self._durable(self._inbox.submit(records))
         except CtError as error:
             self.telemetry.fault(type(error).__name__)
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _plain(value: Any) -> Any:

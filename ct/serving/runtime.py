@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +56,7 @@ class Predictor:
         """The score from which the predicted label is 1."""
         return self.spec.threshold
 
-    @property
+    @cached_property
     def lookups(self) -> tuple[Lookup, ...]:
         """The histories that the features read, each once."""
         return lookups_of(self.features)

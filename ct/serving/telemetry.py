@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+from ct.features.online import Freshness
 
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
@@ -50,7 +53,9 @@ class Telemetry:
         """Something went wrong beside the requests."""
         self.faults[kind] += 1
 
-    def text(self, *, epoch: int, weight: int, in_flight: dict[str, int], circuit_open: bool) -> str:
+    def text(
+        self, *, epoch: int, weight: int, in_flight: dict[str, int], circuit_open: bool, freshness: Sequence[Freshness] = ()
+    ) -> str:
         """All counters, in the Prometheus text format."""
         where = f'endpoint="{self.endpoint}"'
         lines = ["# TYPE ct_http_responses_total counter"]
@@ -78,6 +83,11 @@ class Telemetry:
             lines += [f"# TYPE {metric} {kind}", f"{metric}{{{where}}} {value}"]
         lines.append("# TYPE ct_inflight_requests gauge")
         lines += [f'ct_inflight_requests{{{where},version="{name}"}} {count}' for name, count in sorted(in_flight.items())]
+        for word, moment in (("newest", "newest"), ("filled", "stored")):
+            lines.append(f"# TYPE ct_online_{word}_timestamp_seconds gauge")
+            for source in freshness:
+                if (at := getattr(source, moment)) > 0:
+                    lines.append(f'ct_online_{word}_timestamp_seconds{{{where},source="{source.title}"}} {at / 1e6:.6f}')
         return "\n".join(lines) + "\n"
 
     def _histogram(self, where: str, name: tuple[str, str], buckets: list[int]) -> list[str]:

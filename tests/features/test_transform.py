@@ -17,6 +17,7 @@ from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
 from ct import window
 from ct.features.online import OnlineStore
+from ct.features.online.sqlite import SqliteShelf
 from ct.features.history import TableHistory
 from ct.features.transform import lookups_of, span_us, transform
 
@@ -57,7 +58,7 @@ def test_one_row_many_rows_and_the_online_store_give_the_same_bits(trips, sky, r
     rows, times, history = everything(trips, sky)
     whole = transform(FEATURES, rows, times, history)
     with tempfile.TemporaryDirectory() as folder:
-        store = OnlineStore(Path(folder) / "online.db")
+        store = OnlineStore(SqliteShelf(Path(folder) / "online.db"))
         order = list(range(len(times)))
         random.shuffle(order)
         for at in order:  # one by one, in any order, asked in between

@@ -12,12 +12,13 @@ from tiny import FEATURES, ROW, Project, model_files
 from ct.data.columns import from_rows
 from ct.errors import Corrupt
 from ct.features.online import OnlineStore
+from ct.features.online.sqlite import SqliteShelf
 from ct.registry import files
 from ct.serving.runtime import Predictor
 
 
 def test_scores_rows_with_their_history(tmp_path: Path) -> None:
-    predictor, store = Predictor.load(model_files("v1")), OnlineStore(tmp_path / "online.db")
+    predictor, store = Predictor.load(model_files("v1")), OnlineStore(SqliteShelf(tmp_path / "online.db"))
     rows = from_rows([ROW], predictor.spec.request)
     times = rows["leaves"]
     before, features = predictor.score(rows, times, store)

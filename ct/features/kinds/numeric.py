@@ -56,7 +56,7 @@ class Numeric:
 
 def _log1p(values: NDArray[Any]) -> NDArray[np.float64]:
     # One number at a time: numpy's own loop may round otherwise for one value than for eight. Each different number once.
-    different, place = np.unique(values, return_inverse=True)
+    different, place = np.unique(values + 0.0, return_inverse=True)  # minus zero is zero: which of the two stays is chance
     found = np.array([math.log1p(value) if value > -1 else math.nan for value in different.tolist()], dtype=np.float64)
     return found[place] if len(values) else np.empty(0)
 
