@@ -110,9 +110,10 @@ def _ingest_new(act: Actor, table: str, limit: int | None, after: str, dry_run: 
 
 def _show_shards(outcomes: list[Outcome], json: bool) -> None:
     def view() -> None:
-        output.table("shards", ("shard", "outcome", "rows"), ((o.shard, o.kind, o.rows) for o in outcomes))
+        columns = ("shard", "outcome", "rows", "set aside")
+        output.table("shards", columns, ((o.shard, o.kind, o.rows, o.aside) for o in outcomes))
         for outcome in outcomes:
-            for reason in outcome.reasons:
+            for reason in (*outcome.reasons, *outcome.warnings):
                 output.line(f"{outcome.shard}: {reason.check}: {reason.found}")
 
     output.show([outcome.to_json() for outcome in outcomes], json, view)

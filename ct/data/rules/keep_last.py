@@ -38,10 +38,11 @@ class KeepLast:
 
     def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True for rows that another one replaces."""
-        broken = published(rows, self._key, past)
-        several = np.flatnonzero(repeated(rows, self._key))
+        every = row_hash(rows, self._key)
+        broken = published(rows, self._key, every, past)
+        several = np.flatnonzero(repeated(rows, self._key, every))
         if len(several):
-            hashes, order = row_hash(rows, self._key)[several], rows[self.by][several]
+            hashes, order = every[several], rows[self.by][several]
             sorted_ = np.lexsort((several, order, hashes))
             last = np.append(hashes[sorted_][1:] != hashes[sorted_][:-1], True)
             broken[several[sorted_[~last]]] = True

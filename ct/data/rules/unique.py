@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct.data.checks import Example, only
-from ct.data.columns import count
 from ct.data.hashing import row_hash
 from ct.errors import InvalidPipeline
 from ct.roles import Columns, Past
+
+_BITS = 25
 
 
 @dataclass(frozen=True, init=False)
@@ -39,7 +40,8 @@ class Unique:
 
     def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True for every row whose values another one has."""
-        return repeated(rows, self.names) | published(rows, self.names, past, self.shards)
+        hashes = row_hash(rows, self.names)
+        return repeated(rows, self.names, hashes) | published(rows, self.names, hashes, past, self.shards)
 
     def explain(self) -> str:
         """The rule."""
@@ -56,10 +58,10 @@ class Unique:
         return Example(cls("a"), {"a": keeps}, {"a": breaks})
 
 
-def repeated(rows: Columns, names: tuple[str, ...]) -> NDArray[np.bool_]:
+def repeated(rows: Columns, names: tuple[str, ...], hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
     """True for rows of which there are several in the shard, shape [n]."""
-    hashes = row_hash(rows, names)
-    candidate = np.isin(hashes, _twice(np.sort(hashes))) if count(rows) else np.zeros(0, dtype=np.bool_)
+    ordered = np.sort(hashes)
+    candidate = among(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
     if candidate.any():  # equal hashes are looked at once more, by value
         keys = _keys(only(rows, candidate), names)
         often = Counter(keys)
@@ -67,28 +69,40 @@ def repeated(rows: Columns, names: tuple[str, ...]) -> NDArray[np.bool_]:
     return candidate
 
 
-def published(rows: Columns, names: tuple[str, ...], past: Past, shards: int | None = None) -> NDArray[np.bool_]:
+def published(
+    rows: Columns, names: tuple[str, ...], hashes: NDArray[np.int64], past: Past, shards: int | None = None
+) -> NDArray[np.bool_]:
     """True for rows whose values a published row has, shape [n]."""
-    ours = np.empty(0, dtype=np.int64)
+    marked = np.zeros(1 << _BITS, dtype=np.bool_)
+    marked[_places(hashes)] = True
+    ordered = np.sort(hashes)
     earlier: set[tuple[object, ...]] = set()
-    for part in past.each(*names, shards=shards) if count(rows) else ():
-        ours = ours if len(ours) else row_hash(rows, names)
+    for part in past.each(*names, shards=shards) if len(hashes) else ():
         theirs = row_hash(part, names)
-        met = _twice(np.sort(np.concatenate([np.unique(ours), np.unique(theirs)])))
-        if len(met):
-            earlier |= set(_keys(only(part, np.isin(theirs, met)), names))
+        met = marked[_places(theirs)]
+        met[met] = among(theirs[met], ordered)
+        if met.any():
+            earlier |= set(_keys(only(part, met), names))
     if not earlier:
-        return np.zeros(count(rows), dtype=np.bool_)
+        return np.zeros(len(hashes), dtype=np.bool_)
     values = {name: np.array([key[at] for key in earlier], dtype=rows[name].dtype) for at, name in enumerate(names)}
-    candidate = np.isin(ours, row_hash(values, names))
+    candidate = among(hashes, np.sort(row_hash(values, names)))
     candidate[candidate] = [key in earlier for key in _keys(only(rows, candidate), names)]
     return candidate
 
 
-def _twice(ordered: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The numbers that stand there more than once."""
-    found: NDArray[np.int64] = ordered[1:][ordered[1:] == ordered[:-1]]
-    return found
+def among(hashes: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """True for hashes that stand in a sorted array, shape [n]."""
+    if not len(ordered):
+        return np.zeros(len(hashes), dtype=np.bool_)
+    at = np.minimum(np.searchsorted(ordered, hashes), len(ordered) - 1)
+    return np.asarray(ordered[at] == hashes, dtype=np.bool_)
+
+
+def _places(hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Where a hash is marked: most published rows are told apart by this alone."""
+    places: NDArray[np.int64] = (hashes >> (64 - _BITS)) & ((1 << _BITS) - 1)
+    return places
 
 
 def _keys(rows: Columns, names: tuple[str, ...]) -> list[tuple[object, ...]]:
