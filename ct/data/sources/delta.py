@@ -91,7 +91,7 @@ class DeltaTable:
         return extract(self, f"{how}/{arrival.position}", cursor.root, folder / arrival.name)
 
     def rows(self, position: str, root: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """`all/ID/VERSION`: the table at that version; `added/ID/VERSION`: what it added. In the version's own columns, files by path."""
+        """`all/POSITION`: the table at that version; `added/POSITION`: what it added. In the version's own columns, files by path."""
         how, _, position = position.partition("/")
         table = self._open(root)
         version = self._version(position, table)
@@ -99,7 +99,7 @@ class DeltaTable:
         try:
             table.load_as_version(version)
             data = table.to_pyarrow_dataset()
-            pieces = {unquote(str(piece.path)): piece for piece in data.get_fragments()}
+            pieces = {str(piece.path): piece for piece in data.get_fragments()}
         except Exception as error:  # deltalake raises many kinds; an unsupported reader feature is one
             raise Unavailable(
                 f"version {version} of {self.explain()} cannot be read: {error}", "a plain Delta table", ""

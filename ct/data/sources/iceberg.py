@@ -68,7 +68,7 @@ class IcebergTable:
             return (self._arrival(first, table, after=""),) if first is not None and _holds_rows(first) else ()
         found: list[Arrival] = []
         last = cursor.position
-        for snapshot in self._after(self._id(cursor.position, table), table):
+        for snapshot in self._after(cursor.position, table):
             operation = snapshot.summary.operation.value if snapshot.summary else "unknown"
             if operation == "append":
                 if _adds_rows(snapshot):
@@ -84,19 +84,23 @@ class IcebergTable:
                 )
         return tuple(found)
 
-    def _after(self, position: int, table: Table) -> list[Snapshot]:
+    def _after(self, position: str, table: Table) -> list[Snapshot]:
         """The snapshots between a position and the present, oldest first. Raises Conflict."""
         from pyiceberg.table.snapshots import ancestors_of
 
+        read = self._id(position, table)
         found: list[Snapshot] = []
         for snapshot in ancestors_of(table.current_snapshot(), table.metadata):
-            if snapshot.snapshot_id == position:
+            if snapshot.snapshot_id == read:
                 return found[::-1]
             found.append(snapshot)
-        # The position itself may have expired, as long as the next one still names it.
-        if found and found[-1].parent_snapshot_id == position:
+        # The position itself may have expired, as long as the next one still names it, or, as pyiceberg's expiry takes the name away
+        # too, was the table's very next commit. Tables of format 1 count no commits.
+        oldest, count = found[-1] if found else None, int(position.split("/")[1])
+        follows = oldest and (oldest.parent_snapshot_id == read or (count and oldest.sequence_number == count + 1))
+        if follows and table.snapshot_by_id(read) is None:
             return found[::-1]
-        raise self._lost(str(position), table.current_snapshot())
+        raise self._lost(position, table.current_snapshot())
 
     def _lost(self, position: str, now: Snapshot | None) -> Conflict:
         newest = now.snapshot_id if now else "none"
@@ -109,8 +113,11 @@ class IcebergTable:
 
     def _arrival(self, snapshot: Snapshot, table: Table, *, after: str) -> Arrival:
         size = _said(snapshot).get("added-files-size" if after else "total-files-size")
-        position = f"{table.metadata.table_uuid}/{snapshot.snapshot_id}"
+        position = self._position(snapshot, table)
         return Arrival(f"snapshot-{snapshot.snapshot_id}.parquet", position, int(size) if size else None, after=after)
+
+    def _position(self, snapshot: Snapshot, table: Table) -> str:
+        return f"{table.metadata.table_uuid}/{snapshot.sequence_number or 0}/{snapshot.snapshot_id}"
 
     def fetch(self, arrival: Arrival, cursor: Cursor, folder: Path) -> Path:
         """The snapshot's rows as a Parquet file in `folder`, read and written by a child process."""
@@ -118,7 +125,7 @@ class IcebergTable:
         return extract(self, f"{how}/{arrival.position}", cursor.root, folder / arrival.name)
 
     def rows(self, position: str, root: Path) -> tuple[pa.Schema, Iterator[pa.RecordBatch]]:
-        """`all/UUID/ID`: the table as of that snapshot; `added/UUID/ID`: what it appended. In the snapshot's own columns, files by path."""
+        """`all/POSITION`: the table as of that snapshot; `added/POSITION`: what it appended. In the snapshot's own columns, files by path."""
         from pyiceberg.expressions import AlwaysTrue
         from pyiceberg.io.pyarrow import ArrowScan, schema_to_pyarrow
 
@@ -144,16 +151,17 @@ class IcebergTable:
     def locate(self, text: str, cursor: Cursor) -> str:
         """The position of the snapshot with the id `text`. Raises InvalidRequest when the table has none."""
         table = self._open()
-        if not text.isdecimal() or table.snapshot_by_id(int(text)) is None:
+        found = table.snapshot_by_id(int(text)) if text.isdecimal() else None
+        if found is None:
             known = [snapshot.snapshot_id for snapshot in table.snapshots()][-5:]
             raise InvalidRequest(
                 f"{self.explain()} has no snapshot {text!r}", f"an id such as {known}", "see the table's history"
             )
-        return f"{table.metadata.table_uuid}/{text}"
+        return self._position(found, table)
 
     def _id(self, position: str, table: Table) -> int:
         """The snapshot's id in a position of this very table. Raises Conflict."""
-        uuid, _, snapshot = position.rpartition("/")
+        uuid, _, snapshot = position.split("/")
         if uuid != str(table.metadata.table_uuid):
             raise Conflict(
                 f"{self.explain()} is another table than the one that was read up to snapshot {snapshot}",
@@ -166,7 +174,7 @@ class IcebergTable:
         from pyiceberg.catalog import load_catalog
         from pyiceberg.exceptions import NoSuchTableError
 
-        ours = {"py-io-impl": "ct.store.iceberg.TableFiles", "init_catalog_tables": "false"}
+        ours = {"py-io-impl": "ct.store.tablefiles.TableFiles", "init_catalog_tables": "false"}
         try:
             with closing(load_catalog(self.catalog, **{**ours, **self.properties})) as catalog:
                 return catalog.load_table(self.table)
