@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -59,11 +60,15 @@ class Tables:
         from pyiceberg.catalog.sql import SqlCatalog
         from pyiceberg.exceptions import NamespaceAlreadyExistsError
 
+        logging.getLogger("pyiceberg").setLevel(logging.ERROR)  # that somebody was quicker is no news
         place = snapshots.location(self._settings.place("warehouse"))
         properties = {"pool_pre_ping": "true", "py-io-impl": "ct.store.tablefiles.TableFiles"}
         for left in range(4, -1, -1):
             try:
                 catalog = SqlCatalog("ct", uri=database.reach(self._settings.catalog_database), warehouse=place, **properties)
+                if catalog.engine.dialect.name == "sqlite":
+                    catalog.engine.dispose()
+                    sa.event.listen(catalog.engine, "connect", database.set_up)
                 with suppress(NamespaceAlreadyExistsError):
                     catalog.create_namespace_if_not_exists(NAMESPACE)
                 return catalog
@@ -76,7 +81,7 @@ class Tables:
     @told
     def exists(self, name: str) -> bool:
         """Is there such a table?"""
-        return bool(self._catalog.table_exists((NAMESPACE, name)))
+        return self._find(name) is not None
 
     @told
     def names(self) -> tuple[str, ...]:
@@ -86,10 +91,9 @@ class Tables:
     @told
     def snapshot(self, name: str) -> int | None:
         """The newest published snapshot's id, None for an unknown table."""
-        if not self._catalog.table_exists((NAMESPACE, name)):
-            return None
-        current = self._table(name).current_snapshot()
-        return current.snapshot_id if current else None
+        table = self._find(name)
+        current = table.current_snapshot() if table is not None else None
+        return current.snapshot_id if current is not None else None
 
     @told
     def add_columns(self, name: str, schema: pa.Schema) -> None:
@@ -150,9 +154,9 @@ class Tables:
     @told
     def history(self, name: str) -> tuple[Snapshot, ...]:
         """Every snapshot that has not expired, oldest first; branches' too. Nothing for an unknown table."""
-        if not self._catalog.table_exists((NAMESPACE, name)):
-            return ()
-        return tuple(map(snapshots.state, sorted(self._table(name).snapshots(), key=lambda state: state.timestamp_ms)))
+        table = self._find(name)
+        states = sorted(table.snapshots(), key=lambda state: state.timestamp_ms) if table is not None else []
+        return tuple(map(snapshots.state, states))
 
     @told
     def refs(self, name: str) -> dict[str, int]:
@@ -210,9 +214,9 @@ class Tables:
     @told
     def _ancestors(self, name: str) -> tuple[Snapshot, ...]:
         """The newest snapshot and its ancestors that have not expired, oldest first; nothing for an unknown table."""
-        if not self._catalog.table_exists((NAMESPACE, name)):
+        if (table := self._find(name)) is None:
             return ()
-        table, found = self._table(name), []
+        found = []
         by_id = {state.snapshot_id: state for state in table.snapshots()}
         current = table.current_snapshot()
         while current is not None:
@@ -233,20 +237,23 @@ class Tables:
         from pyiceberg.exceptions import CommitFailedException
 
         for _ in tries(f"others kept changing table {name!r}"):
-            with suppress(CommitFailedException):
+            with suppress(CommitFailedException), snapshots.overtaking():
                 return change(self._table(name))
         raise AssertionError
 
     def _table(self, name: str) -> IcebergTable:
+        if (found := self._find(name)) is None:
+            raise NotFound(f"there is no table {name!r}", "a table with a published shard", f"run `ct ingest {name} FILE`")
+        return found
+
+    def _find(self, name: str) -> IcebergTable | None:
         from pyiceberg.exceptions import NoSuchTableError
 
         for left in range(4, -1, -1):
             try:
                 return self._catalog.load_table((NAMESPACE, name))
             except NoSuchTableError:
-                raise NotFound(
-                    f"there is no table {name!r}", "a table with a published shard", f"run `ct ingest {name} FILE`"
-                ) from None
+                return None
             except FileNotFoundError as error:  # by the time it was opened, ten newer ones had pushed it out
                 if not left:
                     raise Corrupt(f"{error} of table {name!r} is gone", "its metadata", "restore it from a backup") from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,19 @@ def address(place: str) -> str:
     return place.removeprefix("file://")
 
 
+@contextmanager
+def overtaking() -> Iterator[None]:
+    """Raises CommitFailedException as well where pyiceberg 0.12 is overtaken on another branch and says ValueError."""
+    from pyiceberg.exceptions import CommitFailedException
+
+    try:
+        yield
+    except ValueError as error:
+        if "older than last sequence number" not in str(error):
+            raise
+        raise CommitFailedException(str(error)) from None
+
+
 def rewrite(table: IcebergTable, old: Sequence[str], new: str | None, summary: dict[str, str]) -> int:
     """Replace the data files at `old` by the one at `new`, or by nothing, in one commit. Returns the snapshot's id.
 
@@ -72,7 +86,7 @@ def rewrite(table: IcebergTable, old: Sequence[str], new: str | None, summary: d
     if missing := [path for path in old if path not in live]:
         raise Conflict(f"{missing[0]} is not in the newest snapshot", "files of the newest snapshot", "read it again")
     try:
-        with table.transaction() as transaction, transaction.update_snapshot(summary).overwrite() as change:
+        with overtaking(), table.transaction() as transaction, transaction.update_snapshot(summary).overwrite() as change:
             for path in old:
                 change.delete_data_file(live[path])
             if new is not None:

@@ -28,6 +28,8 @@ ROW_GROUP = 131_072
 _PROPERTIES = {
     "format-version": "2",
     "commit.retry.num-retries": "20",
+    "commit.retry.min-wait-ms": "20",
+    "commit.retry.max-wait-ms": "1000",
     "commit.manifest-merge.enabled": "true",
     "write.metadata.delete-after-commit.enabled": "true",
     "write.metadata.previous-versions-max": "10",
@@ -104,7 +106,7 @@ class Warehouse(Tables):
         if {column: have.get(column) for column in wanted} != wanted:
             raise Conflict(f"table {name!r} has the columns {have}", f"the columns {wanted}", "use the table's own columns")
         if table.current_snapshot() is None:
-            table.append(schema.empty_table())
+            self._change(name, lambda table: table.append(schema.empty_table()) if table.current_snapshot() is None else None)
         return self._ancestors(name)[0].id
 
     @told
@@ -123,7 +125,9 @@ class Warehouse(Tables):
                 write_statistics=times(rows.schema) or False,
                 write_page_checksum=True,
                 store_schema=False,  # a text of few values may come as a dictionary and is a text all the same
-                sorting_columns=pq.SortingColumn.from_ordering(rows.schema, [(name, "ascending") for name in order]) if order else None,
+                sorting_columns=pq.SortingColumn.from_ordering(rows.schema, [(name, "ascending") for name in order])
+                if order
+                else None,
             )
             file.name = f"{attempt}-{file.sha256[:16]}.parquet"
         return Staged(self._shards(name).address(file.name), file.sha256, file.size, rows.num_rows)
@@ -177,8 +181,13 @@ class Warehouse(Tables):
                 table.manage_snapshots().remove_branch(branch).commit()
             table.manage_snapshots().create_branch(base.snapshot_id, branch).commit()
             place = snapshots.location(staged.address)
-            table.add_files([place], snapshot_properties=summary, check_duplicate_files=False, branch=branch)
+            with snapshots.overtaking():
+                table.add_files([place], snapshot_properties=summary, check_duplicate_files=False, branch=branch)
             head = table.refs()[branch].snapshot_id
+            made = table.snapshot_by_id(head)
+            # Another publisher of the same attempt has dropped the branch, and ours began anew from nothing.
+            if made is None or made.parent_snapshot_id != base.snapshot_id:
+                return None
             _audit(table, base.snapshot_id, head, staged, audit)
             table.refresh()
             current, refs = table.current_snapshot(), table.refs()
@@ -188,12 +197,14 @@ class Warehouse(Tables):
             if branch not in refs or refs[branch].snapshot_id != head:
                 return None
             table.manage_snapshots().set_current_snapshot(ref_name=branch).remove_branch(branch).commit()
+            branch = ""
             return head
         except CommitFailedException:
             return None
         finally:
             with suppress(CtError):  # the next publisher of the attempt, or the maintenance, clears it too
-                self._drop(name, branch)
+                if branch:
+                    self._drop(name, branch)
 
     @told
     def attempts(self, name: str) -> tuple[Attempt, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 
@@ -45,6 +46,12 @@ def engine(url: str) -> sa.Engine:
     """Connections to the database of `url`. Raises InvalidSettings when its driver is not installed."""
     with answering(url):
         return sa.create_engine(reach(url), pool_pre_ping=True)
+
+
+def set_up(connection: Any, _record: Any = None) -> None:
+    """What a new connection to SQLite is told: to keep what is committed through a loss of power, and to wait for others."""
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={1000 * BUSY_SECONDS}"):
+        connection.execute(f"PRAGMA {pragma}")
 
 
 def masked(url: str) -> str:

@@ -226,15 +226,15 @@ def digest(address: str) -> str:
 def digest_once(address: str) -> str:
     """As `digest`, but a file that has not been written since this process read it is not read again."""
     if address.startswith(REMOTE):
-        found = _asked(address, lambda: client().get_file_info(_key(address)))
-        return _digest(address, found.size, found.mtime_ns, 0)
+        with open_input(address) as file:
+            return _digest(address, str(sorted(file.metadata().items())), 0, 0)
     with _local(address):
         stat = _path(address).stat()
-    return _digest(address, stat.st_size, stat.st_mtime_ns, stat.st_ino)
+    return _digest(address, str(stat.st_size), stat.st_mtime_ns, stat.st_ino)
 
 
 @lru_cache(maxsize=4096)
-def _digest(address: str, _size: int, _changed: int, _place: int) -> str:
+def _digest(address: str, _version: str, _changed: int, _place: int) -> str:
     return digest(address)
 
 
@@ -333,7 +333,8 @@ def client() -> Any:
 
 @lru_cache(maxsize=8)
 def _client(_process: int, connect: float, request: float, s3: str, endpoint: str, region: str, fallback: str, *_: str) -> Any:
-    options: dict[str, Any] = {"connect_timeout": connect, "request_timeout": request}
+    # A small file is one request, not the three of an upload in parts.
+    options: dict[str, Any] = {"connect_timeout": connect, "request_timeout": request, "allow_delayed_open": True}
     if place := s3 or endpoint:
         found = urlsplit(place)
         options |= {"endpoint_override": found.netloc, "scheme": found.scheme}

@@ -200,8 +200,7 @@ def _event(row: dict[str, Any]) -> Event:
 
 def _sqlite_connect(connection: Any, _record: Any) -> None:
     connection.isolation_level = None  # SQLAlchemy's "begin" hook below opens the transaction itself
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={1000 * database.BUSY_SECONDS}"):
-        connection.execute(f"PRAGMA {pragma}")
+    database.set_up(connection)
 
 
 def _sqlite_begin(connection: sa.Connection) -> None:

@@ -6,7 +6,7 @@ import io
 from types import TracebackType
 from typing import Any
 
-from pyiceberg.io import InputStream, OutputStream
+from pyiceberg.io import InputFile, InputStream, OutputFile, OutputStream
 from pyiceberg.io.pyarrow import PyArrowFile, PyArrowFileIO
 
 from ct.errors import NotFound
@@ -26,6 +26,10 @@ class TableFiles(PyArrowFileIO):
     def new_output(self, location: str) -> PyArrowFile:
         """One file for writing."""
         return _as_ours(super().new_output(location))
+
+    def delete(self, location: str | InputFile | OutputFile) -> None:
+        """Remove a file; one that another process has removed is no fault."""
+        files.delete(location if isinstance(location, str) else location.location)
 
 
 def _as_ours(file: PyArrowFile) -> PyArrowFile:

@@ -57,9 +57,9 @@ class Place:
     artifacts: Artifacts
 
     @staticmethod
-    def at(root: Path) -> Place:
+    def at(root: Path, **flags: str) -> Place:
         root.mkdir(parents=True, exist_ok=True)
-        settings = load(root, {})
+        settings = load(root, {}, **flags)
         return Place(root, settings, Journal(settings.database), Warehouse(settings), Artifacts(settings.place("artifacts")))
 
     def file(self, rows: pa.Table, name: str) -> Path:
@@ -79,6 +79,18 @@ class Place:
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Place]:
     made = Place.at(tmp_path / "project")
+    yield made
+    made.journal.close()
+
+
+@pytest.fixture(params=["disk", "cloud"])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    """A project on SQLite and a local disk; then one on PostgreSQL and the S3 API."""
+    flags = {}
+    if request.param == "cloud":
+        servers = request.getfixturevalue("postgres"), request.getfixturevalue("s3")
+        flags = {"database_url": servers[0].new(), "storage": servers[1].new()}
+    made = Place.at(tmp_path / "project", **flags)
     yield made
     made.journal.close()
 

@@ -26,6 +26,11 @@ def ids(warehouse: Warehouse, snapshot: int | None = None) -> list[str]:
 
 
 @pytest.fixture
+def place(anywhere):
+    return anywhere
+
+
+@pytest.fixture
 def warehouse(place) -> Warehouse:
     for at in range(3):
         place.warehouse.append("t", rows(10 * at), attempt=f"shard-{at}")

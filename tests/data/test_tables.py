@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from ct.data.tables import Warehouse
-from ct.errors import Conflict, NotFound
+from ct.data.tables import ShardFile, Warehouse, verified
+from ct.errors import Conflict, Corrupt, NotFound
+from ct.store import files
 
 ROWS = pa.table({"a": [1.0, 2.0], "s": ["x", "y"]})
 
 
 def branches(warehouse: Warehouse, name: str) -> set[str]:
     return set(warehouse._table(name).refs())
+
+
+@pytest.fixture
+def place(anywhere):
+    return anywhere
 
 
 @pytest.fixture
@@ -72,6 +82,58 @@ def test_two_publishers_of_one_attempt_publish_it_once(place, warehouse: Warehou
 
     assert warehouse.publish("t", file, attempt="same", audit=meet) == met[0]
     assert warehouse.scan("t").num_rows == 2
+
+
+def test_four_processes_publish_side_by_side(place) -> None:
+    """None of their rows is lost, none is there twice; not even the table, the catalogue's own tables or one shard are theirs alone."""
+    script = Path(__file__).with_name("publisher.py")
+    environ = os.environ | {"CT_DATABASE_URL": place.settings.database_url, "CT_STORAGE": place.settings.storage}
+    command = [sys.executable, "-W", "ignore", str(script), str(place.root)]
+    processes = [subprocess.Popen([*command, f"p{at}", "3"], env=environ) for at in range(4)]
+    while len(list(place.root.glob("*.ready"))) < 4:
+        assert all(process.poll() is None for process in processes)
+        time.sleep(0.01)
+    (place.root / "go").touch()
+    assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
+    wanted = sorted(f"{name}-{i}" for name in (*(f"p{at}-{n}" for at in range(4) for n in range(3)), "shared") for i in range(10))
+    assert sorted(place.warehouse.scan("t", columns=("id",))["id"].to_pylist()) == wanted
+    assert len(place.warehouse.attempts("t")) == 13
+    assert branches(place.warehouse, "t") == {"main"}
+
+
+def test_one_who_has_decided_upon_an_older_snapshot_is_told(warehouse: Warehouse) -> None:
+    base = warehouse.snapshot("t")
+    warehouse.publish("t", warehouse.stage("t", ROWS, "one"), attempt="one", base=base)
+    with pytest.raises(Conflict, match="is at snapshot"):
+        warehouse.publish("t", warehouse.stage("t", ROWS, "two"), attempt="two", base=base)
+    assert warehouse.publish("t", warehouse.stage("t", ROWS, "one"), attempt="one", base=base) == warehouse.snapshot("t")
+    assert warehouse.scan("t").num_rows == 2
+    assert branches(warehouse, "t") == {"main"}
+
+
+def test_the_same_rows_are_staged_at_the_same_place(warehouse: Warehouse) -> None:
+    first, again = warehouse.stage("t", ROWS, "one"), warehouse.stage("t", ROWS, "one")
+    assert first == again
+    assert warehouse.stage("t", ROWS.slice(1), "one").address != first.address
+    assert files.digest(first.address) == first.sha256
+    warehouse.publish("t", first, attempt="one")
+    (attempt,) = warehouse.attempts("t")
+    assert (attempt.file, attempt.file_sha256) == (first.address, first.sha256)
+
+
+def test_a_changed_byte_of_a_published_file_is_found(warehouse: Warehouse) -> None:
+    staged = warehouse.stage("t", ROWS, "one")
+    snapshot = warehouse.publish("t", staged, attempt="one")
+    shard = ShardFile("t", "s", "0" * 64, staged.address, 2, snapshot, 0, 1, file_sha256=staged.sha256)
+    assert verified(shard) is shard
+    data = bytearray(files.get(staged.address))
+    data[len(data) // 2] ^= 1
+    files.put(staged.address, bytes(data))
+    with pytest.raises(Corrupt, match="shard 's' of table 't' has the hash"):
+        verified(shard)
+    files.delete(staged.address)
+    with pytest.raises(NotFound):
+        verified(shard)
 
 
 def test_append_creates_the_table_and_is_repeatable(place) -> None:
