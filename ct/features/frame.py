@@ -24,6 +24,7 @@ class Frame(Mapping[str, NDArray[Any]]):
         self._table = table
         self._hashes = dict(hashes or {})
         self._arrays: dict[str, NDArray[Any]] = {}
+        self._pieces: dict[str, pa.Array] = {}
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         if name not in self._arrays:
@@ -45,11 +46,13 @@ class Frame(Mapping[str, NDArray[Any]]):
 
     def arrow(self, name: str) -> pa.Array:
         """A column in one piece."""
-        column = self._table[name]
-        if pa.types.is_dictionary(column.type):
-            column = column.unify_dictionaries()
-        found = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
-        return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        if name not in self._pieces:
+            column = self._table[name]
+            if pa.types.is_dictionary(column.type) and column.num_chunks > 1:
+                column = column.unify_dictionaries()
+            found = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+            self._pieces[name] = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        return self._pieces[name]
 
     @property
     def table(self) -> pa.Table:
@@ -58,16 +61,26 @@ class Frame(Mapping[str, NDArray[Any]]):
 
     def select(self, names: Iterable[str]) -> Frame:
         """Some columns; what was hashed stays."""
-        return Frame(self._table.select(list(names)), self._hashes)
+        found = Frame(self._table.select(list(names)), self._hashes)
+        found._pieces, found._arrays = self._pieces, self._arrays  # turned once for both
+        return found
 
     def take(self, rows: Ints) -> Frame:
         """Some rows, in the order given."""
-        taken = pa.table({name: self.arrow(name).take(pa.array(rows)) for name in self})
+        places = pa.array(rows)
+        taken = pa.table({name: self.arrow(name).take(places) for name in self})
         return Frame(taken, {names: values[rows] for names, values in self._hashes.items()})
 
     def hash(self, names: tuple[str, ...]) -> Ints:
         """`row_hash` of columns, whether or not they are still there."""
         return self._hashes[names] if names in self._hashes else row_hash({name: self.arrow(name) for name in names}, names)
+
+    def slice(self, start: int, stop: int) -> Frame:
+        """Rows [start, stop)."""
+        table = pa.table({name: self.arrow(name) for name in self})
+        found = Frame(table.slice(start, stop - start), {names: values[start:stop] for names, values in self._hashes.items()})
+        found._arrays = {name: values[start:stop] for name, values in self._arrays.items()}
+        return found
 
 
 def _texts(column: pa.DictionaryArray) -> NDArray[Any]:
@@ -87,7 +100,8 @@ def coded(rows: Columns, name: str) -> tuple[Ints, pa.Array]:
     column = rows.arrow(name) if isinstance(rows, Frame) else arrow(rows[name])
     if not pa.types.is_dictionary(column.type):
         column = arrow(rows[name]).dictionary_encode()
-    return column.indices.fill_null(-1).to_numpy().astype(np.int64), column.dictionary
+    codes = column.indices.fill_null(-1) if column.null_count else column.indices
+    return codes.to_numpy().astype(np.int64), column.dictionary
 
 
 def arrow(values: NDArray[Any]) -> pa.Array:

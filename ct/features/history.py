@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
 from ct.features.frame import coded, key_hash
-from ct.features.transform import Spans, kept, kind, packed, span_us
+from ct.features.transform import Spans, kept, kind, numbers, packed, span_us
 from ct.roles import Columns, Lookup
 
 Ints = NDArray[np.int64]
@@ -23,20 +23,26 @@ _MOST = 1 << 62
 
 @dataclass(frozen=True)
 class _Places:
-    """Entity and moment as one number that sorts by both. Moments are offsets from `low`, or ranks in `ranks` where these would not fit."""
+    """Entity and moment as one number that sorts by both. A moment counts in steps of `step` from `low`, or by its rank in `ranks` where
+    that would not fit."""
 
     low: int
     width: int
+    step: int
     ranks: Ints | None
 
     @staticmethod
     def of(moments: Ints, entities: int) -> _Places:
         low = int(moments.min()) if len(moments) else 0
         width = int(moments.max()) - low + 2 if len(moments) else 2
-        if width <= _MOST // max(entities, 1):
-            return _Places(low, width, None)
+        most = _MOST // max(entities, 1)
+        if width <= most:
+            return _Places(low, width, 1, None)
+        step = max(int(np.gcd.reduce(moments - low)), 1)
+        if width // step + 2 <= most:
+            return _Places(low, width // step + 2, step, None)
         ranks = np.unique(moments)
-        return _Places(0, len(ranks) + 1, ranks)
+        return _Places(0, len(ranks) + 1, 1, ranks)
 
     def at(self, entity: Ints, moments: Ints) -> Ints:
         """The first place of an entity that is not before a moment."""
@@ -44,16 +50,20 @@ class _Places:
             offset: Ints = np.searchsorted(self.ranks, moments).astype(np.int64)
         else:
             # Bounded before the subtraction, which could be beyond 64 bits.
-            offset = np.minimum(np.maximum(moments, self.low), self.low + self.width - 1) - self.low
+            high = self.low + (self.width - 1) * self.step
+            offset = np.minimum(np.maximum(moments, self.low), high) - self.low
+            if self.step > 1:
+                offset = (offset + (self.step - 1)) // self.step
         return entity * self.width + offset
 
 
 @dataclass(frozen=True)
 class _Index:
-    """A table's rows by entity and known-at: `place` is sorted, `columns` stand in the same order."""
+    """A table's rows by entity (there are at most `entities`) and known-at: `place` is sorted, `columns` stand in the same order."""
 
     columns: Columns
     place: Ints
+    entities: int
     places: _Places
     codes: _Codes
 
@@ -83,8 +93,8 @@ class TableHistory:
 
     def order(self, rows: Columns, times: Ints, lookup: Lookup) -> Ints:
         """The rows by entity and time: in this order the search for their spans touches each part of the history once."""
-        index = self._index(lookup)
-        return np.argsort(index.places.at(self._entity(rows, times, lookup), times))
+        entities = self._index(lookup).entities
+        return _by_entity(self._entity(rows, times, lookup), entities, times)
 
     def _search(self, rows: Columns, times: Ints, lookup: Lookup, back: int) -> Ints:
         """The place in the index of each row's time less `back` microseconds."""
@@ -92,9 +102,11 @@ class TableHistory:
         if name not in self._asked.found:
             index = self._index(lookup)
             absent = (entity < 0) | (times == NO_TIME)
-            moments = np.where(absent, index.places.low, times) - back
-            found = np.searchsorted(index.place, index.places.at(np.where(absent, 0, entity), moments))
-            found[absent] = 0
+            if absent.any():
+                places = index.places.at(np.where(absent, 0, entity), np.where(absent, index.places.low, times) - back)
+                found = np.where(absent, 0, np.searchsorted(index.place, places))
+            else:
+                found = np.searchsorted(index.place, index.places.at(entity, times - back))
             self._asked.found[name] = found
         return self._asked.found[name]
 
@@ -124,18 +136,31 @@ def _sorted(source: Columns, lookup: Lookup) -> _Index:
     if lookup.where:
         usable &= kept(source, lookup)
     entity, entities, codes = _encode(source, lookup.by)
-    at = np.flatnonzero(usable & (entity >= 0))
+    usable &= entity >= 0
+    at = _by_entity(entity, entities, known_at)
+    at = at if usable.all() else at[usable[at]]
     moments = known_at[at]
     places = _Places.of(moments, entities)
     place = places.at(entity[at], moments)
-    order = np.argsort(place)
-    at, place = at[order], place[order]
     tied = place[1:] == place[:-1]
     if tied.any():
         at, place = _untied(source, lookup, at, place, np.append(tied, False) | np.append(False, tied))
-    values = packed(source, lookup.columns)
-    columns = {name: np.ascontiguousarray(values[at, column]) for column, name in enumerate(lookup.columns)}
-    return _Index(columns, place, places, codes)
+    values = [numbers(source, name) for name in lookup.columns]
+    columns = {name: values[column][at] for column, name in enumerate(lookup.columns)}
+    return _Index(columns, place, entities, places, codes)
+
+
+def _by_entity(entity: Ints, entities: int, moments: Ints) -> Ints:
+    """The rows by entity, then moment. Counting sort on two bytes at a time, which numpy's stable sort is for short integers."""
+    order: Ints | None = None
+    if (moments[1:] < moments[:-1]).any():
+        order = np.argsort(moments, kind="stable")
+    for shift in range(0, max(entities - 1, 1).bit_length(), 16):
+        digits = (entity >> shift).astype(np.uint16)
+        step = np.argsort(digits if order is None else digits[order], kind="stable")
+        order = step if order is None else order[step]
+    assert order is not None
+    return order
 
 
 def _untied(source: Columns, lookup: Lookup, at: Ints, place: Ints, tied: NDArray[np.bool_]) -> tuple[Ints, Ints]:
@@ -165,15 +190,22 @@ def _encode(source: Columns, by: Sequence[str]) -> tuple[Ints, int, _Codes]:
     codes: list[tuple[pa.Array, Ints | None]] = []
     for name in by:
         found, values = coded(source, name)
-        entity = np.where((entity < 0) | (found < 0), -1, entity * len(values) + found)
+        entity = _joined(entity, found, len(values)) if codes else found
         entities, seen = entities * max(len(values), 1), None
-        if entities > 1 << 20 and entities > 2 * len(entity):
+        if entities > 1 << 31:
             # Numbering anew keeps the product of many columns small.
             seen, inverse = np.unique(np.append(entity, -1), return_inverse=True)
             entity, seen = inverse[:-1] - 1, seen[1:]
             entities = max(len(seen), 1)
         codes.append((values, seen))
     return entity, entities, tuple(codes)
+
+
+def _joined(entity: Ints, found: Ints, count: int) -> Ints:
+    """Two numbers as one; -1 where either is."""
+    both: Ints = entity * count + found
+    absent = (entity < 0) | (found < 0)
+    return np.where(absent, -1, both) if absent.any() else both
 
 
 def _find(codes: _Codes, rows: Columns, lookup: Lookup) -> Ints:
@@ -189,7 +221,7 @@ def _find(codes: _Codes, rows: Columns, lookup: Lookup) -> Ints:
             )
         known = pc.index_in(different, value_set=values.cast(different.type)).fill_null(-1).to_numpy().astype(np.int64)
         found = np.append(known, -1)[found]
-        entity = found if entity is None else np.where((entity < 0) | (found < 0), -1, entity * len(values) + found)
+        entity = found if entity is None else _joined(entity, found, len(values))
         if seen is not None:
             at = np.minimum(np.searchsorted(seen, entity), max(len(seen) - 1, 0))
             entity = np.where(seen[at] == entity, at, -1) if len(seen) else np.full(len(entity), -1)

@@ -1,13 +1,8 @@
-"""Making the files of one chunk: its rows, and for each group of features the part of the history that these rows can see.
-
-What a process holds is bounded: a chunk has about CHUNK_ROWS rows, and where more history is within reach than HISTORY_ROWS, entities
-are taken in turns.
-"""
+"""Making the files of one chunk: its rows, and for each group of features that search alike, one search of the history in reach."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -16,17 +11,15 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from ct.data.columns import NO_TIME
-from ct.data.hashing import row_hash
-from ct.data.shards import Piece, Reader, opened
-from ct.errors import InvalidPipeline
-from ct.features.frame import Frame, as_coded, concat
+from ct.data.shards import opened
+from ct.features.frame import Frame, as_coded
 from ct.features.history import TableHistory
 from ct.features.parts import Chunk, Recipe, Task
-from ct.features.transform import key_text, span_us, texts
-from ct.roles import Feature, Lookup
+from ct.features.reach import Reach, check, turn_of
+from ct.features.transform import key_text, texts
+from ct.roles import Feature
 from ct.store.files import Files
 
-HISTORY_ROWS = 1 << 21
 _OPTIONS = {"compression": "lz4"}
 Ints = NDArray[np.int64]
 Group = tuple[Feature, ...]
@@ -39,9 +32,9 @@ def make(task: Task) -> None:
     times = rows[recipe.time]
     if task.names[0] in task.missing:
         _put(files, task.names[0], _base(recipe, rows))
-    names = {id(feature): name for feature, name in wanted}
+    names, reach = {id(feature): name for feature, name in wanted}, Reach(task)
     for group in _groups([feature for feature, _ in wanted]):
-        for feature, made in _computed(group, rows, times, task):
+        for feature, made in _computed(group, rows, times, reach):
             _put(files, names[id(feature)], _table(feature, rows, made))
 
 
@@ -86,21 +79,22 @@ def _groups(features: Sequence[Feature]) -> list[Group]:
     return [tuple(found) for found in groups.values() if found]
 
 
-def _computed(group: Group, rows: Frame, times: Ints, task: Task) -> Iterator[tuple[Feature, dict[str, NDArray[Any]]]]:
+def _computed(group: Group, rows: Frame, times: Ints, reach: Reach) -> Iterator[tuple[Feature, dict[str, NDArray[Any]]]]:
     lookups = tuple(dict.fromkeys(lookup for feature in group for lookup in feature.lookups()))
     if not lookups:
         for feature in group:
             yield feature, feature.compute(rows, times, TableHistory({}))
         return
-    turns = _turns(lookups, task)
-    turn = _turn(rows, lookups[0].by, turns)
+    turns, tables = reach.turns(lookups), {lookup.table for lookup in lookups}
     found: dict[int, list[tuple[Ints, dict[str, NDArray[Any]]]]] = {id(feature): [] for feature in group}
     reads = dict.fromkeys(name for feature in group for name in feature.inputs())
     reads |= dict.fromkeys(name for lookup in lookups for name in lookup.by)
+    read = rows.select(reads)
+    turn = turn_of(read, lookups[0].by, turns) if turns > 1 else None
     for at in range(turns):
-        history = TableHistory({table: _history(table, lookups, task, at, turns) for table in {x.table for x in lookups}})
-        here = np.flatnonzero(turn == at) if turns > 1 else np.arange(len(times))
-        part = rows.select(reads).take(here) if turns > 1 else rows.select(reads)
+        history = TableHistory({table: reach.frame(table, lookups, at, turns) for table in tables})
+        here = np.arange(len(times)) if turn is None else np.flatnonzero(turn == at)
+        part = read if turn is None else read.take(here)
         order = history.order(part, times[here], lookups[0])
         part, here = part.take(order), here[order]
         moments = times[here]
@@ -119,74 +113,6 @@ def _in_place(pieces: Sequence[tuple[Ints, dict[str, NDArray[Any]]]], count: int
     return made
 
 
-def _reach(lookups: Sequence[Lookup], chunk: Chunk) -> tuple[int, int]:
-    """Only rows that became known in [low, high) can be seen by any row of the chunk."""
-    return chunk.time_min - max(span_us(lookup) for lookup in lookups), chunk.time_max
-
-
-def _turns(lookups: Sequence[Lookup], task: Task) -> int:
-    """In how many turns the entities are taken; one where features of a group know entities by different columns."""
-    if len({lookup.by for lookup in lookups}) > 1:
-        return 1
-    low, high = _reach(lookups, task.chunk)
-    count = 0
-    for lookup in {(x.table, x.known_at): x for x in lookups}.values():
-        for shard in task.history.get(lookup.table, ()):
-            with opened(shard) as reader:
-                count += sum(piece.stop - piece.start for piece in _seen(reader, lookup.known_at, low, high))
-    return max(1, -(-count // HISTORY_ROWS))
-
-
-def _history(table: str, every: Sequence[Lookup], task: Task, turn: int, turns: int) -> Frame:
-    """The columns of `table` that lookups read, of the rows that were known within their reach and whose entity's turn it is."""
-    lookups = [lookup for lookup in every if lookup.table == table]
-    by, known_at, key = lookups[0].by, lookups[0].known_at, lookups[0].key
-    alike = len({(lookup.known_at, lookup.key) for lookup in lookups}) == 1
-    names = tuple(dict.fromkeys(name for lookup in lookups for name in lookup.reads))
-    needed = {name for x in lookups for name in (*x.by, *x.columns, x.known_at, *(part[0] for part in x.where))}
-    kept = tuple(name for name in names if name in needed or not alike)
-    coded = tuple(dict.fromkeys(name for x in lookups for name in (*x.by, *(part[0] for part in x.where))))
-    low, high = _reach(lookups, task.chunk)
-    frames = [_nothing(lookups, kept, key if alike else ())]
-    for shard in task.history.get(table, ()):
-        with opened(shard, coded=coded) as reader:
-            _check(reader, names)
-            for piece in _seen(reader, known_at, low, high) if alike else reader.pieces():
-                rows = reader.read(names, start=piece.start, stop=piece.stop)
-                if alike:
-                    moments = rows[known_at].cast(pa.int64())
-                    rows = rows.filter(pc.and_(pc.greater_equal(moments, low), pc.less(moments, high)))
-                frame = Frame(rows)
-                if turns > 1:
-                    frame = frame.take(np.flatnonzero(_turn(frame, by, turns) == turn))
-                frames.append(Frame(frame.select(kept).table, {key: frame.hash(key)} if alike else {}))
-    return concat([frame for frame in frames if frame.rows] or frames)
-
-
-def _turn(rows: Frame, by: Sequence[str], turns: int) -> NDArray[np.uint64]:
-    """The turn in which each row's entity is taken."""
-    found: NDArray[np.uint64] = row_hash({name: rows.arrow(name) for name in by}, by).view(np.uint64) % np.uint64(turns)
-    return found
-
-
-def _nothing(lookups: Sequence[Lookup], names: Sequence[str], key: tuple[str, ...]) -> Frame:
-    """No rows at all, with columns of the right kinds."""
-    types = dict.fromkeys((name for lookup in lookups for name in lookup.columns), pa.float64())
-    types |= dict.fromkeys((lookup.known_at for lookup in lookups), pa.timestamp("us", tz="UTC"))
-    empty = pa.table({name: pa.array([], types.get(name, pa.string())) for name in names})
-    return Frame(empty, {key: np.empty(0, np.int64)} if key else {})
-
-
-def _seen(reader: Reader, known_at: str, low: int, high: int) -> list[Piece]:
-    """The pieces of a shard that may hold rows known in [low, high)."""
-    _check(reader, (known_at,))
-    return [
-        piece
-        for piece in reader.pieces(known_at)
-        if piece.low is None or piece.high is None or (piece.high >= low and piece.low < high)
-    ]
-
-
 def _rows(chunk: Chunk, recipe: Recipe, features: Sequence[Feature]) -> Frame:
     """A chunk's rows by time, then key, with the columns that its files need."""
     coded = dict.fromkeys(recipe.segments)
@@ -195,7 +121,7 @@ def _rows(chunk: Chunk, recipe: Recipe, features: Sequence[Feature]) -> Frame:
         coded |= dict.fromkeys(name for lookup in feature.lookups() for name in lookup.by)
     names = (*dict.fromkeys([*recipe.keys, recipe.time, recipe.label.column, recipe.label.known_at, *coded]),)
     with opened(chunk.shard, coded=[name for name in coded if name not in recipe.keys]) as reader:
-        _check(reader, names)
+        check(reader, names)
         rows = reader.read(names, start=chunk.start, stop=chunk.stop)
     frame = Frame(rows)
     order = _order(frame, recipe)
@@ -218,16 +144,3 @@ def _order(rows: Frame, recipe: Recipe) -> Ints | None:
         .astype(np.int64)
     )
     return found
-
-
-def _check(reader: Reader, names: Sequence[str]) -> None:
-    """Raises InvalidPipeline for a column that the table lacks."""
-    known = {*reader.schema.names, *reader.shard.types}
-    for name in names:
-        if name not in known:
-            near = get_close_matches(name, known, 1)
-            raise InvalidPipeline(
-                f"the pipeline reads column {name!r}, which table {reader.shard.table!r} lacks",
-                f"one of {sorted(known)}",
-                f"did you mean {near[0]!r}?" if near else "name a column of the table",
-            )

@@ -126,6 +126,7 @@ class SqliteShelf:
                 dropped += writer.execute(
                     f"DELETE FROM known WHERE source = {_ID} AND substr(row, 9, 8) = ?", (name, tie)
                 ).rowcount
+                writer.execute("DELETE FROM fresh WHERE name = ? AND substr(row, 9, 8) = ?", (name, tie))
             writer.execute(_FORGET)
             return dropped
 

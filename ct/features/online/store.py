@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.data import shards as shardfiles
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.hashing import row_hash
+from ct.data.shards import opened as opened_shard
 from ct.data.tables import ShardFile
 from ct.features.online.rows import (
     Block,
@@ -119,18 +119,19 @@ class OnlineStore:
     def _fill(self, shard: ShardFile, wanted: Mapping[Source, int]) -> int:
         """Row group by row group. Only when all have been taken in, the shard counts as filled."""
         columns = tuple(dict.fromkeys(name for source in wanted for name in source.lookup.reads))
-        bounds = {
-            name: {piece.start: piece for piece in shardfiles.pieces(shard, name)}
-            for name in {source.lookup.known_at for source in wanted}
-        }
         stored = 0
-        for piece in next(iter(bounds.values())).values():
-            high = {name: known[piece.start].high for name, known in bounds.items()}
-            some = {s: since for s, since in wanted.items() if (top := high[s.lookup.known_at]) is None or top >= since}
-            if some:
-                rows = to_columns(shardfiles.read(shard, columns, start=piece.start, stop=piece.stop))
-                batches = [Batch(source, entries(source.lookup, _later(rows, source, since))) for source, since in some.items()]
-                stored += self._shelf.put(batches, now=_now(), tell=False)
+        with opened_shard(shard) as reader:
+            newest = {
+                name: {piece.start: piece.high for piece in reader.pieces(name)}
+                for name in {source.lookup.known_at for source in wanted}
+            }
+            for piece in reader.pieces():
+                high = {name: known[piece.start] for name, known in newest.items()}
+                some = {s: since for s, since in wanted.items() if (top := high[s.lookup.known_at]) is None or top >= since}
+                if some:
+                    rows = to_columns(reader.read(columns, start=piece.start, stop=piece.stop))
+                    batches = [Batch(s, entries(s.lookup, _later(rows, s, since))) for s, since in some.items()]
+                    stored += self._shelf.put(batches, now=_now(), tell=False)
         marks = [Batch(source, (), shard.identity, since) for source, since in wanted.items()]
         return stored + self._shelf.put(marks, now=_now(), tell=False)
 
@@ -232,6 +233,16 @@ class Known:
         if len(blocks) == 1:
             return _one(blocks[0], times.item(), over, lookup.columns)
         return _many(blocks, times.tolist(), over, lookup.columns)
+
+    def held(self, times: Ints, lookup: Lookup) -> set[bytes]:
+        """The rows in all spans, as the store keeps them."""
+        _, source, over = self.plan.find(lookup)
+        found: set[bytes] = set()
+        for block, time_ in zip(self.blocks[source], times.tolist(), strict=True):
+            if block is not None and time_ != NO_TIME:
+                start, stop = block.known.searchsorted((time_ - over, time_)).tolist()
+                found.update(block.rows(start, stop))
+        return found
 
 
 def _one(block: Block | None, time_: int, over: int, columns: tuple[str, ...]) -> Spans:
