@@ -15,7 +15,8 @@ from ct.errors import NotFound
 from ct.store.journal import Event, Journal
 
 _CONTRACTS = ("TableCreated", "ContractChanged")
-REQUESTED, REWRITTEN, VERIFIED, INCOMPLETE = "ErasureRequested", "ShardsRewritten", "ErasureVerified", "ErasureIncomplete"
+REQUESTED, REWRITTEN, REPROFILED = "ErasureRequested", "ShardsRewritten", "ProfilesChanged"
+VERIFIED, INCOMPLETE = "ErasureVerified", "ErasureIncomplete"
 
 
 def stream(table: str) -> str:

@@ -231,12 +231,18 @@ def merge_plain(stores: Stores, table: str, files: Sequence[str]) -> None:
     stores.warehouse.rewrite(table, files, staged, attempt=name)
 
 
-def expiries(stores: Stores, table: str, needed: Mapping[int, str], limits: Limits, now: datetime) -> tuple[Expiry, ...]:
-    """Every snapshot, oldest first, and why it stays: a branch or tag, `needed` by whom, one of the newest, too young, or not entered yet."""
+def expiries(
+    stores: Stores, table: str, needed: Mapping[int, str], limits: Limits, now: datetime, *, besides: Iterable[str] = ()
+) -> tuple[Expiry, ...]:
+    """Every snapshot, oldest first, and why it stays: a branch or tag, `needed` by whom, one of the newest, too young, or not entered yet.
+
+    Branches `besides` hold nothing.
+    """
     every = stores.warehouse.history(table)
     named: dict[int, str] = {}
     for ref, snapshot in sorted(stores.warehouse.refs(table).items(), key=lambda item: item[0] != "main"):
-        named.setdefault(snapshot, "published" if ref == "main" else f"named {ref}")
+        if ref not in besides:
+            named.setdefault(snapshot, "published" if ref == "main" else f"named {ref}")
     known = {shard.sha256 for shard in catalog.arrived(stores.journal, table)}
     newest = {state.id for state in every[-limits.keep :]} if limits.keep else set()
     found = []

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import reduce
 
 from ct.data import catalog
 from ct.data.profile import Profiles
 from ct.data.tables import ShardFile
 from ct.store.artifacts import Artifacts
-from ct.store.journal import Journal
+from ct.store.journal import Journal, New
 
 
 def digests(journal: Journal, table: str) -> dict[str, str]:
     """The artifact of each published shard's profile by the shard's SHA-256, in order of publication; the newest after a rewriting."""
     found: dict[str, str] = {}
-    for event in journal.read(catalog.stream(table), types=["ShardPublished", catalog.REWRITTEN]):
+    for event in journal.read(catalog.stream(table), types=["ShardPublished", catalog.REWRITTEN, catalog.REPROFILED]):
         if event.type == "ShardPublished":
             found[event.data["sha256"]] = str(event.data["profile"])
         else:
@@ -32,6 +33,35 @@ def whole(journal: Journal, artifacts: Artifacts, table: str) -> Profiles | None
     """The profiles over all published rows, None before the first shard."""
     found = [one for _, one in _each(journal, artifacts, table)]
     return reduce(Profiles.merge, found) if found else None
+
+
+def forget(journal: Journal, artifacts: Artifacts, table: str, column: str, value: str) -> int:
+    """Take a value of a text column out of every profile of a table; its rows count among the others. Returns the profiles changed."""
+    changed = {}
+    for shard, made in _each(journal, artifacts, table):
+        left = without(made, column, value)
+        if left is not made:
+            changed[shard.sha256] = {"profile": artifacts.put(left.to_bytes())}
+    if changed:
+        journal.append(catalog.stream(table), [New(catalog.REPROFILED, {"shards": changed})])
+    return len(changed)
+
+
+def without(made: Profiles, column: str, value: str) -> Profiles:
+    """The profiles without one value of a text column; `made` itself when it is not named there. What merged before still merges."""
+    counts, layout = made.counts.copy(), list(made.layout)
+    for place, item in enumerate(made.layout):
+        if item.name != column or not item.text or value not in {*item.values, *(item.known or ())}:
+            continue
+        if value in item.values:
+            at, others = item.values.index(value), len(item.values)
+            counts[:, place, others] += counts[:, place, at]
+            counts[:, place, at:others] = counts[:, place, at + 1 : others + 1]
+            counts[:, place, others] = 0
+        known = None if item.known is None else item.known - {value}
+        layout[place] = replace(item, values=tuple(held for held in item.values if held != value), known=known)
+        return replace(made, counts=counts, layout=tuple(layout))
+    return made
 
 
 def reference(journal: Journal, artifacts: Artifacts, table: str) -> Profiles | None:

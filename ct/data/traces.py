@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ct.errors import Corrupt
+from ct.errors import Corrupt, NotFound
 from ct.store.files import Files, open_input
 
 SHORT = 6
@@ -55,14 +55,17 @@ class Searched:
     hits: tuple[tuple[str, str], ...]
 
 
-def search(places: Iterable[Files], wanted: Wanted) -> Searched:
-    """Look through every file below `places`, hidden ones too. A file that goes meanwhile is no fault."""
+def search(places: Iterable[Files], wanted: Wanted, *, closed: str = "") -> Searched:
+    """Look through every file below `places`, hidden ones too; of those below the address `closed` only raw bytes, nothing is decoded.
+
+    A file that goes meanwhile is no fault.
+    """
     count, size, hits, seen = 0, 0, [], set()
     for place in places:
         for address in _addresses(place):
             if address not in seen:
                 seen.add(address)
-                found, read = look(address, wanted)
+                found, read = look(address, wanted, decode=not (closed and address.startswith(f"{closed}/")))
                 count, size = count + 1, size + read
                 if found:
                     hits.append((address, found))
@@ -76,13 +79,15 @@ def _addresses(place: Files) -> Iterator[str]:
         yield from (str(path) for path in sorted(place.local.rglob("*")) if path.is_file() and not path.is_symlink())
 
 
-def look(address: str, wanted: Wanted) -> tuple[str, int]:
+def look(address: str, wanted: Wanted, *, decode: bool = True) -> tuple[str, int]:
     """What part of a file holds the text ("" when none does), and the file's size."""
     try:
         with _opened(address) as file:
             size, head = file.size(), file.read(8)
             if not wanted.short and _raw(file, wanted.needles):
                 return "bytes", size
+            if not decode:
+                return "", size
             file.seek(0)
             try:
                 if head[:4] == b"PAR1":
@@ -94,7 +99,7 @@ def look(address: str, wanted: Wanted) -> tuple[str, int]:
             except (pa.ArrowException, OSError, Corrupt):
                 return "", size  # half a file: its raw bytes were looked at
             return "", size
-    except FileNotFoundError:
+    except (FileNotFoundError, NotFound):
         return "", 0
 
 
