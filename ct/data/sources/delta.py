@@ -20,6 +20,9 @@ from ct.store.files import Files
 if TYPE_CHECKING:
     import deltalake
 
+_MOST = 1000
+"""So many arrivals one look finds at most: every version is a file of the log that is read."""
+
 
 @dataclass(frozen=True)
 class DeltaTable:
@@ -62,6 +65,8 @@ class DeltaTable:
                     "versions that add rows",
                     f"mend what was published (`ct erase`, or a new table), then `ct ingest TABLE --new --after {version}`",
                 )
+            if len(found) == _MOST:
+                break
             if changes:
                 found.append(self._arrival(version, table, after=last, size=sum(change["add"]["size"] for change in changes)))
                 last = found[-1].position

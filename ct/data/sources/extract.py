@@ -25,6 +25,7 @@ from ct.data.reading import CPU_SECONDS, MEMORY_BYTES, REFUSED
 
 GROUP_ROWS = 131_072
 SECONDS = 900
+FILE_BYTES = 4 << 30
 _ENVIRONMENT = (
     "PATH",
     "HOME",
@@ -76,7 +77,7 @@ def extract(source: Any, position: str, root: Path, target: Path) -> Path:
         last = child.stderr.decode(errors="replace").strip().rpartition("\n")[2][:200]
         raise errors.InvalidShard(
             f"{source.explain()}: the process that read {position} ended with code {child.returncode} ({last})",
-            f"rows that are read within {MEMORY_BYTES >> 30} GiB of memory",
+            f"rows that are read within {MEMORY_BYTES >> 30} GiB of memory and make a file of {FILE_BYTES >> 30} GiB at most",
             "export them by hand, `ct ingest` the files, then go on with `ct ingest TABLE --new --after`",
         )
     return target
@@ -103,6 +104,7 @@ def main(module: str, name: str, spec: str, position: str, root: str, target: st
     """The process's work; returns its exit code."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         source: Extractable = getattr(import_module(module), name)(**json.loads(spec))
