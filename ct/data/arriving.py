@@ -18,7 +18,7 @@ from ct.data import catalog, reading
 from ct.data.checks import Reason
 from ct.data.tables import ShardFile
 from ct.errors import InvalidShard
-from ct.ids import fingerprint, sha256_file
+from ct.ids import fingerprint, sha256, sha256_file
 from ct.pipeline import Table
 
 READ_SECONDS = 300
@@ -67,7 +67,7 @@ def arrived(path: Path, table: Table, *, origin: str, now: int) -> Arrived:
     if not path.is_file():
         raise InvalidShard(f"{path} is no file", "a Parquet, CSV or JSON-lines file", "check the path")
     try:
-        digest = sha256_file(path)
+        digest = sha256(os.readlink(path)) if path.is_symlink() else sha256_file(path)  # what a link points to is never opened
     except OSError as error:
         raise InvalidShard(f"{path} cannot be read: {error.strerror}", "a readable file", "check its permissions") from None
     shard = "".join(letter if letter.isprintable() else "?" for letter in path.stem)

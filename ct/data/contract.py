@@ -194,7 +194,7 @@ def _alike(field: pa.Field, name: str, rows: pa.Table, past: Past) -> bool:
     if known_range is None or middle[0] is None:
         return False
     spread = max(known_range[2] - known_range[0], 1e-9 * abs(known_range[1]))
-    return all(abs(a - b) <= 0.1 * spread for a, b in zip(known_range, middle, strict=True))
+    return all(abs(a - b) <= 0.3 * spread for a, b in zip(known_range, middle, strict=True))
 
 
 def _column(rows: pa.Table, field: pa.Field) -> pa.ChunkedArray:

@@ -61,6 +61,9 @@ def publish(file: Arrived, judged: Conformed, found: Findings, aside: pa.Table, 
     if entered and file.digest not in entered:
         raise Conflict("shards of an ingest that was killed", "all published shards in the journal", "check against them")
     if not entered:
+        # Read after `base`: whoever published before it is in the journal by now, or was entered just above.
+        if stores.journal.version(file.stream) != position:
+            raise Conflict("another ingest's shard", "the shards that this one was checked against", "check against them")
         if base is None:
             base = warehouse.create(name, judged.schema)
         elif judged.schema.names != _names(stores.journal, name):

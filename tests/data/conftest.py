@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ct import NotNull, Steady, Unique, Within
+from ct.clock import Clock
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.pipeline import Table
@@ -67,9 +68,15 @@ class Place:
         pq.write_table(rows, path)
         return path
 
-    def ingest(self, path: Path, table: Table = SALES) -> Outcome:
+    def ingest(self, path: Path, table: Table = SALES, clock: Clock | None = None) -> Outcome:
         return ingest(
-            path, table, settings=self.settings, journal=self.journal, warehouse=self.warehouse, artifacts=self.artifacts
+            path,
+            table,
+            settings=self.settings,
+            journal=self.journal,
+            warehouse=self.warehouse,
+            artifacts=self.artifacts,
+            clock=clock,
         )
 
     def events(self, table: str = "sales") -> list[str]:
