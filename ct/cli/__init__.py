@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import changing, reading, rollout
+from ct.cli import changing, features, reading, rollout
 
 app = typer.Typer(
     name="ct",
@@ -27,6 +27,9 @@ for command in (
     changing.label,
     reading.drift,
     changing.watch,
+    features.materialize,
+    features.skew,
+    features.features,
     reading.status,
     reading.why,
 ):

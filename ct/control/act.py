@@ -10,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ct.clock import Clock, SystemClock
-from ct.control import decide, retrain, rollouts, runs, watching
+from ct.control import decide, filling, retrain, rollouts, runs, watching
 from ct.control.arriving import Looks
 from ct.control.retrain import Place, Report, Step
 from ct.control.sweeping import Swept, sweep
-from ct.data import catalog
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.errors import Conflict, CtError, NotFound, TrainingFailed
 from ct.features import online
-from ct.features.transform import lookups_of
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
 from ct.registry import files, routes, versions
@@ -27,16 +25,12 @@ from ct.registry.routes import Route
 from ct.rollout import state
 from ct.rollout.state import Rollout
 from ct.serving.client import Serving
-from ct.serving.runtime import Predictor
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
 
 
 def _silent(_: str) -> None: ...
-
-
-KEPT_US = 31 * 86_400_000_000
 
 
 class Actor:
@@ -182,21 +176,8 @@ class Actor:
         return outcome
 
     def materialize(self, *, since: int | None = None, on_step: Step = _silent) -> int:
-        """Bring the online store to what has been published, for requests from `since` on (the newest shard's beginning by default).
-
-        Returns the rows stored. Nothing that a request from `since` on can ask for is forgotten.
-        """
-        store = online.opened(self.settings)
-        try:
-            shards = {table.name: catalog.published(self.journal, table.name) for table in self.pipeline.all_tables}
-            stored = store.materialize(lookups_of(self.pipeline.features), shards, since=since, on_step=on_step)
-            if known := shards[self.pipeline.table.name]:
-                # Late requests for the month before still find their history; what is older can be filled in again from the shards.
-                border = max(shard.time_min for shard in known) - KEPT_US
-                store.trim(border if since is None else min(border, since))
-            return stored
-        finally:
-            store.close()
+        """Bring the online store to what has been published: see `filling.materialize`. Returns the rows stored."""
+        return filling.materialize(self.place, since=since, on_step=on_step)
 
     def commit_predictions(self, *, force: bool = False) -> int:
         """Move the prediction log's inbox into its table, once a minute at most and never during a rollout. Returns the rows moved."""
@@ -257,7 +238,7 @@ class Actor:
         )
         data = retrain.rows(self.place, probe, on_step=_silent)
         made = files.fetch(self.artifacts, known.manifest)
-        return retrain.compare(self.place, Predictor.load(made), data)
+        return retrain.compare(self.place, retrain.predictor(self.place, made), data)
 
     def overrule(self, version: str, reason: str) -> None:
         """Clear a version that its gate did not pass. The journal keeps who and why."""
