@@ -109,7 +109,7 @@ def test_the_map_names_rooms_that_exist() -> None:
 
 
 def test_every_test_folder_mirrors_a_package() -> None:
-    free = {"contracts", "loop", "cli", "jobs"}
+    free = {"contracts", "loop", "cli", "jobs", "faults"}
     packages = {path.name for path in (ROOT / "ct").iterdir() if path.is_dir()}
     folders = {path.name for path in (ROOT / "tests").iterdir() if path.is_dir() and not path.name.startswith("__")}
     assert folders <= packages | free

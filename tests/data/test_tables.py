@@ -89,15 +89,15 @@ def test_four_processes_publish_side_by_side(place) -> None:
     script = Path(__file__).with_name("publisher.py")
     environ = os.environ | {"CT_DATABASE_URL": place.settings.database_url, "CT_STORAGE": place.settings.storage}
     command = [sys.executable, "-W", "ignore", str(script), str(place.root)]
-    processes = [subprocess.Popen([*command, f"p{at}", "3"], env=environ) for at in range(4)]
+    processes = [subprocess.Popen([*command, f"p{at}", "2"], env=environ) for at in range(4)]
     while len(list(place.root.glob("*.ready"))) < 4:
         assert all(process.poll() is None for process in processes)
         time.sleep(0.01)
     (place.root / "go").touch()
     assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
-    wanted = sorted(f"{name}-{i}" for name in (*(f"p{at}-{n}" for at in range(4) for n in range(3)), "shared") for i in range(10))
+    wanted = sorted(f"{name}-{i}" for name in (*(f"p{at}-{n}" for at in range(4) for n in range(2)), "shared") for i in range(10))
     assert sorted(place.warehouse.scan("t", columns=("id",))["id"].to_pylist()) == wanted
-    assert len(place.warehouse.attempts("t")) == 13
+    assert len(place.warehouse.attempts("t")) == 9
     assert branches(place.warehouse, "t") == {"main"}
 
 
