@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 
 from ct.clock import duration
 from ct.control import runs
-from ct.data import catalog, slices
+from ct.data import catalog, personal, slices
 from ct.data.columns import to_columns
 from ct.data.hashing import row_hash
 from ct.data.profile import Profile
 from ct.errors import NotFound
 from ct.evaluation import gate, metrics, stats, windows
 from ct.features import build
-from ct.features.declare import to_spec
+from ct.features.declare import own_features, to_spec
 from ct.features.encode import Encoder
 from ct.ids import describe
 from ct.pipeline import Pipeline
@@ -113,7 +113,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     """Build or reuse the run's features and split them."""
     on_step("features")
     line, shards = place.pipeline, shards_of(place, run)
-    made = build.build(line, shards, folder=place.settings.home / "features")
+    made = build.build(line, shards, folder=place.settings.place("features"))
     table = build.read(made)
     times, known_at = table["_time"].to_numpy(), table["_known_at"].to_numpy()
     label = table["_label"].to_numpy()
@@ -175,7 +175,7 @@ def carry_out(
     version = versions.next_name(place.journal, line.name, run.id)
     made = _files(place, run, version, data, encoder, model, trained)
     on_step("evaluation")
-    report = compare(place, Predictor.load(made), data)
+    report = compare(place, predictor(place, made), data)
     manifest = files.store(place.artifacts, made)
     profile = Profile.of(take(data.columns, data.split.train))
     registered = versions.register(
@@ -224,6 +224,11 @@ def take(columns: Columns, rows: NDArray[np.bool_] | NDArray[np.int64]) -> dict[
     return {name: values[rows] for name, values in columns.items()}
 
 
+def predictor(place: Place, made: Mapping[str, bytes]) -> Predictor:
+    """A version's predictor; functions of its features come from the pipeline file."""
+    return Predictor.load(made, lambda: own_features(place.pipeline.features))
+
+
 def compare(place: Place, candidate: Predictor, data: Rows) -> Report:
     """Candidate and champion on the judging window, the interval on their difference, and the gate's verdict."""
     line = place.pipeline
@@ -233,7 +238,7 @@ def compare(place: Place, candidate: Predictor, data: Rows) -> Report:
     route = routes.current(place.journal, line.name)
     theirs, difference = None, None
     if route is not None:
-        champion = Predictor.load(files.fetch(place.artifacts, route.stable.manifest))
+        champion = predictor(place, files.fetch(place.artifacts, route.stable.manifest))
         other = champion.score_features(part)
         theirs = gate.Evaluation(metrics.metrics(other, label, champion.threshold), len(label))
         difference = stats.delong(scores, other, label)
@@ -264,11 +269,17 @@ def _files(
         label={"column": line.label.column, "above": line.label.above, "known_at": line.label.known_at},
         threshold=0.5,
         observe={table.name: catalog.kinds(place.journal, table.name) for table in line.all_tables},
+        table=line.table.name,
+        personal={
+            table.name: {part.column: personal.kind(part) for part in table.personal}
+            for table in line.all_tables
+            if table.personal
+        },
         lineage={"run": run.id, "features": data.digest, "code": run.code, "weights": trained.digest, "seed": run.seed},
     )
     made = export.files(trained, model, spec=spec.to_bytes(), encoder=encoder.to_json(), golden=golden_rows(encoder, golden))
     newest = np.flatnonzero(data.split.train).astype(np.int64)[-20_000:]
-    scores = Predictor.load(made).score_features(take(data.columns, newest))
+    scores = predictor(place, made).score_features(take(data.columns, newest))
     threshold = metrics.best_threshold(scores, data.label[newest])
     fields = {**spec.__dict__, "threshold": threshold}
     return {**made, files.SPEC: ModelSpec(**fields).to_bytes()}

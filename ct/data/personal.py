@@ -53,6 +53,11 @@ def keyed(column: str) -> Personal:
     return _Keyed(column)
 
 
+def kind(part: Personal) -> str:
+    """What a part does, as data that a model can carry: "dropped", "keyed", or "own" for a part of the user's own."""
+    return {_Dropped: "dropped", _Keyed: "keyed"}.get(type(part), "own")
+
+
 def secret(environ: Mapping[str, str] | None = None) -> bytes:
     """The project's secret. Raises InvalidSettings when there is none, or one too short; the message holds nothing of it."""
     text = (os.environ if environ is None else environ).get(VARIABLE, "")

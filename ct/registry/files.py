@@ -25,7 +25,8 @@ class ModelSpec:
     """All that serving must know of a model besides its numbers.
 
     `request` maps each request column to "number", "text" or "time"; `features` are the declared features as data
-    (features/declare.py turns them back); `lookups` names each source table's columns the online store needs.
+    (features/declare.py turns them back); `observe` maps each table's columns to their kinds, `personal` its personal columns to
+    "dropped", "keyed" or "own"; `table` is the predicted one.
     """
 
     endpoint: str
@@ -38,6 +39,8 @@ class ModelSpec:
     label: Mapping[str, Any]
     threshold: float
     observe: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    table: str = ""
+    personal: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 

@@ -15,10 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.data import labels, predictions
+from ct.data import labels, personal, predictions
 from ct.data.columns import NO_TIME, from_rows
 from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
+from ct.features.declare import own_features
+from ct.features.kinds.own import Own
+from ct.pipeline import load
 from ct.registry import routes
 from ct.registry.routes import Route
 from ct.roles import Columns, History
@@ -26,6 +29,7 @@ from ct.serving.router import CANARY, STABLE, Assignment, assign
 from ct.serving.runtime import Predictor
 from ct.serving.slots import Live, Slot, Slots
 from ct.serving.telemetry import Telemetry
+from ct.serving.veil import Rows, veiled
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
@@ -62,7 +66,7 @@ class Replica:
     def __init__(self, settings: Settings, endpoint: str) -> None:
         self.settings, self.endpoint = settings, endpoint
         self.name = secrets.token_hex(4)
-        self.slots = Slots(Artifacts(settings.place("artifacts")))
+        self.slots = Slots(Artifacts(settings.place("artifacts")), self._code)
         self.telemetry = Telemetry(endpoint)
         self._journal = Journal(settings.database)
         self._online = online.opened(settings)
@@ -70,6 +74,11 @@ class Replica:
         self._ids: predictions.PredictionIds | None = None
         self._shadows: set[asyncio.Task[None]] = set()
         self.converge()
+
+    def _code(self) -> dict[str, Own]:
+        """The users' own feature functions, out of the project's pipeline file as it is now."""
+        path, _, name = self.settings.pipeline.partition(":")
+        return own_features(load(f"{self.settings.root / path}:{name}".removesuffix(":")).features)
 
     # -- control
 
@@ -137,6 +146,7 @@ class Replica:
         begun = time.perf_counter()
         live = self.slots.require()
         self._check_size(rows)
+        rows = self._veiled(live, live.stable.predictor.spec.table, rows)
         asked = self._parse(live.stable.predictor, rows)
         unit = unit or self._keys(live.stable.predictor, asked)[0]
         where = Assignment(STABLE, forced=True) if version else assign(live.route, unit, force)
@@ -171,12 +181,13 @@ class Replica:
 
     async def observe(self, table: str, rows: object) -> int:
         """Store fresh rows of a source table for the features. Returns the new entries. Raises InvalidRequest or NotFound."""
-        spec = self.slots.require().stable.predictor.spec
+        live = self.slots.require()
+        spec = live.stable.predictor.spec
         if table not in spec.observe:
             raise NotFound(f"no feature reads a table {table!r}", f"one of {sorted(spec.observe)}", "check the path")
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
             raise InvalidRequest("rows is no list of objects", "a list of rows", "send {'rows': [{...}]}", field="rows")
-        known = spec.observe[table]
+        known, rows = spec.observe[table], self._veiled(live, table, rows)
         for at, row in enumerate(rows):
             if unknown := sorted(set(row) - set(known)):
                 raise InvalidRequest(
@@ -208,6 +219,11 @@ class Replica:
         }
 
     # -- within
+
+    def _veiled(self, live: Live, table: str, rows: Rows) -> Rows:
+        """The rows without raw personal values: nothing else in this process sees these."""
+        kinds = live.personal.get(table)
+        return veiled(rows, kinds, personal.secret() if "keyed" in kinds.values() else b"") if kinds else rows
 
     def _check_size(self, rows: Sequence[Any]) -> None:
         if not 1 <= len(rows) <= self.settings.max_rows:
@@ -253,7 +269,8 @@ class Replica:
     async def _history(self, predictor: Predictor, columns: Columns) -> History:
         """What is known of the rows' entities; a server is waited for beside the event loop. Raises Unavailable."""
         look = partial(self._online.history, columns, predictor.lookups)
-        return look() if self._online.near and len(columns[predictor.spec.time]) <= INLINE_ROWS else await asyncio.to_thread(look)
+        inline = self._online.near and len(columns[predictor.spec.time]) <= INLINE_ROWS
+        return look() if inline else await asyncio.to_thread(look)
 
     def _score(self, predictor: Predictor, columns: Columns, history: History) -> _Scored:
         times = columns[predictor.spec.time]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -13,8 +13,9 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ct.errors import Corrupt
-from ct.features.declare import from_spec
+from ct.features.declare import from_spec, needs_code
 from ct.features.encode import Encoder
+from ct.features.kinds.own import Own
 from ct.features.transform import lookups_of, transform
 from ct.registry import files
 from ct.registry.files import ModelSpec
@@ -34,12 +35,16 @@ class Predictor:
     session: onnxruntime.InferenceSession
 
     @staticmethod
-    def load(made: Mapping[str, bytes]) -> Predictor:
-        """The predictor of a version's files, its golden rows checked. Raises Corrupt when they come out differently."""
+    def load(made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict) -> Predictor:
+        """The predictor of a version's files, its golden rows checked. Raises Corrupt when they come out differently.
+
+        `code` gives the users' own feature functions; it is asked only for a version that has some.
+        """
         spec = ModelSpec.from_bytes(made[files.SPEC])
+        own = code() if any(needs_code(feature) for feature in spec.features) else {}
         predictor = Predictor(
             spec=spec,
-            features=tuple(from_spec(feature) for feature in spec.features),
+            features=tuple(from_spec(feature, own) for feature in spec.features),
             encoder=Encoder.from_json(made[files.ENCODER]),
             session=_session(made[files.ONNX]),
         )

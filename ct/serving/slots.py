@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from time import monotonic
 
+from ct.data import personal
 from ct.errors import Conflict, Unavailable
+from ct.features.kinds.own import Own
 from ct.registry import files
 from ct.registry.routes import Arm, Route
 from ct.roles import Lookup
@@ -63,6 +65,15 @@ class Live:
         return frozenset(self.kinds) - frozenset(self.stable.predictor.spec.request)
 
     @cached_property
+    def personal(self) -> dict[str, dict[str, str]]:
+        """The personal columns of each table that either version knows, see `ModelSpec.personal`."""
+        found: dict[str, dict[str, str]] = {}
+        for slot in (self.stable, self.canary) if self.canary else (self.stable,):
+            for table, kinds in slot.predictor.spec.personal.items():
+                found[table] = {**found.get(table, {}), **kinds}
+        return found
+
+    @cached_property
     def lookups(self) -> tuple[Lookup, ...]:
         """The histories that either version reads."""
         slots = (self.stable, self.canary) if self.canary else (self.stable,)
@@ -76,8 +87,8 @@ class Live:
 class Slots:
     """The versions of one replica."""
 
-    def __init__(self, artifacts: Artifacts) -> None:
-        self._artifacts = artifacts
+    def __init__(self, artifacts: Artifacts, code: Callable[[], Mapping[str, Own]] = dict) -> None:
+        self._artifacts, self._code = artifacts, code
         self._loaded: dict[str, Slot] = {}
         self._live: Live | None = None
         self._loading = threading.Lock()
@@ -119,17 +130,20 @@ class Slots:
                     "a version never changes its files",
                 )
             begun = monotonic()
-            predictor = Predictor.load(files.fetch(self._artifacts, manifest))  # runs the golden rows, which warms it up
+            predictor = Predictor.load(files.fetch(self._artifacts, manifest), self._code)  # runs the golden rows, which warms it up
             slot = self._loaded[version] = Slot(manifest, predictor, monotonic() - begun, monotonic())
             return slot
 
     def activate(self, route: Route) -> int:
         """Put `route` in force, unless a newer one is. Its versions must be staged. Returns the epoch in force afterwards.
 
-        Raises Unavailable when a version is not loaded. Called on the replica's event loop only.
+        Raises Unavailable when a version is not loaded, InvalidSettings when it has personal columns and there is no secret. Called on the replica's event loop only.
         """
         if route.epoch > self.epoch:
-            self._live = Live(route, self._staged(route.stable), self._staged(route.canary) if route.canary else None)
+            live = Live(route, self._staged(route.stable), self._staged(route.canary) if route.canary else None)
+            if any("keyed" in kinds.values() for kinds in live.personal.values()):
+                personal.secret()
+            self._live = live
         self.drain()
         return self.epoch
 

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ct.features.declare import category, numeric, to_spec, window
+from ct import category, numeric, window
+from ct.features.declare import to_spec
 from ct.features.encode import Encoder
 from ct.pipeline import Table
 from ct.registry import files, routes
@@ -67,7 +68,12 @@ def graph(width: int, bias: float, *, broken: bool = False) -> bytes:
 
 
 def model_files(
-    version: str, bias: float = 0.0, *, broken: bool = False, request: dict[str, str] = REQUEST
+    version: str,
+    bias: float = 0.0,
+    *,
+    broken: bool = False,
+    request: dict[str, str] = REQUEST,
+    personal: dict[str, dict[str, str]] | None = None,
 ) -> dict[str, bytes]:
     """A version's files."""
     columns: dict[str, Any] = {
@@ -75,7 +81,7 @@ def model_files(
         "line": np.array(["A", "B", "A", "B"], dtype=object),
         FEATURES[2].outputs()[0].name: np.array([np.nan, 3.0, 4.0, 5.0]),
     }
-    encoder = Encoder.fit(columns, [column for feature in FEATURES for column in feature.outputs()], min_count=1)
+    encoder = Encoder.fit(columns, [column for feature in FEATURES for column in feature.outputs()])
     spec = ModelSpec(
         endpoint="tiny",
         version=version,
@@ -87,6 +93,8 @@ def model_files(
         label={"column": "late", "above": 15.0, "known_at": "arrives"},
         threshold=0.5,
         observe=OBSERVE,
+        table="trips",
+        personal=personal or {},
     )
     made = {files.WEIGHTS: b"", files.SPEC: spec.to_bytes(), files.ENCODER: encoder.to_json()}
     made[files.ONNX] = graph(len(encoder.numeric_names), bias, broken=broken)
