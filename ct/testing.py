@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,11 @@ import numpy as np
 from ct.clock import TurnableClock
 from ct.control.triggers import Observed
 from ct.data.past import Before
-from ct.roles import Check, Columns, Past
+from ct.ids import fingerprint, sha256_file
+from ct.roles import Check, Columns, Cursor, Past, Source
 from ct.store.journal import Journal
 
-__all__ = ["Before", "TurnableClock", "check_contract", "journal", "trigger_contract"]
+__all__ = ["Before", "TurnableClock", "check_contract", "journal", "source_contract", "trigger_contract"]
 
 
 def journal(folder: Path) -> Journal:
@@ -46,6 +49,41 @@ def trigger_contract(trigger: object) -> None:
         first, second = decide(observed), decide(observed)
         assert isinstance(first, str), f"decide() gave {type(first).__name__}, expected a text"
         assert first == second, "decide() gave two answers for the same observation"
+
+
+def source_contract(source: Source, arrive: Callable[[], None], folder: Path) -> None:
+    """Assert that `source` behaves as a source must: each thing that `arrive` makes arrive is pending until it is taken, and not again.
+
+    Looking twice says the same, fetching twice gives the same bytes, a name is a plain file name. Files are fetched below `folder`, an
+    existing empty one.
+    """
+    assert isinstance(source, Source), f"{source!r} lacks a method of ct.roles.Source"
+    assert fingerprint(source) == fingerprint(source)
+    assert source.explain().strip(), "explain() is empty"
+    now = Cursor(folder, sha256_file)
+    for turn in range(3):
+        arrive()
+        found = source.pending(now)
+        assert len(found) == 1, f"pending() gave {len(found)} arrivals for one thing that arrived"
+        assert found == source.pending(now), "pending() gave two answers where nothing changed"
+        (item,) = found
+        assert item.name == Path(item.name).name, f"{item.name!r} is no plain file name"
+        assert not item.name.startswith("."), f"{item.name!r} is hidden"
+        assert item.key or item.after == now.position, f"{item.name} follows {item.after!r}, not the cursor's {now.position!r}"
+        files = []
+        for attempt in ("first", "second"):
+            place = folder / f"{turn}-{attempt}"
+            place.mkdir()
+            files.append(source.fetch(item, now, place))
+        one, two = map(sha256_file, files)
+        assert one == two, "fetch() gave other bytes the second time"
+        moved = (
+            {"taken": {**now.taken, item.key: item.position}}
+            if item.key
+            else {"position": item.position, "started": item.position}
+        )
+        now = replace(now, seen=now.seen | {one}, **moved)
+        assert source.pending(now) == (), "pending() gave what was taken already"
 
 
 def _same(left: np.ndarray, right: np.ndarray) -> bool:

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ct.data.sources.cursor import cursor, position
+from ct.data.sources.cursor import position
 from ct.store.journal import Journal
+from ct.testing import source_contract
 from tests.services import S3
 
 from .source_worlds import WORLDS, Project, World, in_process, rows
@@ -82,19 +83,10 @@ def test_looking_reads_and_changes_nothing(world: World, tmp_path: Path) -> None
     assert not (tmp_path / "ours" / ".ct" / "incoming").exists()
 
 
-def test_the_same_arrival_gives_the_same_bytes(world: World, tmp_path: Path) -> None:
-    world.add(rows(list(range(1000))))
-    project = Project(tmp_path / "ours", world.source)
-    project.take()
-    world.add(rows(list(range(1000, 3000))))
-    (arrival,) = project.taker.pending(project.table)
-    now = cursor(project.table, settings=project.settings, journal=project.journal)
-    both = []
-    for name in ("one", "two"):
-        folder = tmp_path / name
-        folder.mkdir()
-        both.append(world.source.fetch(arrival, now, folder).read_bytes())
-    assert both[0] == both[1]
+def test_a_source_keeps_the_contract(world: World, tmp_path: Path) -> None:
+    (tmp_path / "fetched").mkdir()
+    ids = iter(range(100))
+    source_contract(world.source, lambda: world.add(rows([next(ids), next(ids)])), tmp_path / "fetched")
 
 
 def test_an_arrival_that_somebody_else_took_meanwhile_is_left(world: World, tmp_path: Path) -> None:

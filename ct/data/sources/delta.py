@@ -63,7 +63,7 @@ class DeltaTable:
                 raise InvalidShard(
                     f"version {version} of {self.explain()} takes rows away",
                     "versions that add rows",
-                    f"mend what was published (`ct erase`, or a new table), then `ct ingest TABLE --new --after {version}`",
+                    f"mend what was published (`ct erase`, `ct ingest TABLE FILE`), then `ct ingest TABLE --new --after {version}`",
                 )
             if len(found) == _MOST:
                 break

@@ -42,6 +42,10 @@ class IcebergTable:
                 "secrets in the environment",
                 f"set PYICEBERG_CATALOG__{self.catalog.upper()}__… instead",
             )
+        if "://" in self.catalog:
+            raise InvalidPipeline(
+                "the catalogue of an IcebergTable is a URI", "a name", "give the URI as properties={'uri': …}"
+            )
         if "." not in self.table:
             raise InvalidPipeline(f"IcebergTable({self.catalog!r}, {self.table!r})", "namespace.name", "name the namespace too")
 
@@ -80,7 +84,7 @@ class IcebergTable:
                 raise InvalidShard(
                     f"snapshot {snapshot.snapshot_id} of {self.explain()} takes rows away ({operation})",
                     "snapshots that append",
-                    f"mend what was published (`ct erase`, or a new table), then `ct ingest TABLE --new --after {snapshot.snapshot_id}`",
+                    f"mend what was published (`ct erase`, `ct ingest TABLE FILE`), then `ct ingest TABLE --new --after {snapshot.snapshot_id}`",
                 )
         return tuple(found)
 
@@ -181,9 +185,10 @@ class IcebergTable:
         except NoSuchTableError:
             raise NotFound(f"there is no {self.explain()}", "a table", "check namespace and name") from None
         except Exception as error:  # a catalogue may raise anything that its database or server does
+            said = re.sub(r"://[^@\s]*@", "://***@", (str(error).splitlines() or [""])[0])[:200]
             raise Unavailable(
-                f"{self.explain()} cannot be opened: {type(error).__name__}", "a catalogue that answers", "check it"
-            ) from error
+                f"{self.explain()} cannot be opened: {type(error).__name__}: {said}", "a catalogue that answers", "check it"
+            ) from None
 
 
 def _said(snapshot: Snapshot) -> Mapping[str, str]:
