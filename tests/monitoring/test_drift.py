@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from ct.data.profile import Profile
+from ct.data.profile import Profile, Profiles
 from ct.errors import InvalidSettings
 from ct.ids import canonical, describe
-from ct.monitoring.drift import FeatureDrift, compare
+from ct.monitoring.drift import FeatureDrift, SlicedDrift, compare, compare_slices
 
 SIZES = [(100, 100), (200, 200), (1000, 200), (300, 3000), (30_000, 300), (3000, 3000), (30_000, 30_000)]
 
@@ -139,3 +139,79 @@ def test_millions_of_rows_have_a_finite_p_value() -> None:
 def test_floor_and_alpha_are_checked() -> None:
     with pytest.raises(InvalidSettings, match="floor"):
         compare(Profile.of({}), Profile.of({}), floor=0.0)
+
+
+def sliced(rng: np.random.Generator, n: int, shift: float = 0.0, places: int = 8) -> dict[str, np.ndarray]:
+    """The columns above, and a place, the last of which holds a hundredth of the rows; `shift` moves the numbers of "p0" alone."""
+    still, moved = columns(rng, n), columns(rng, n, shift)
+    place = rng.choice(places, n, p=[*[0.99 / (places - 1)] * (places - 1), 0.01])
+    rows = {name: np.where(place == 0, moved[name], still[name]) for name in still}
+    return rows | {"place": np.array([f"p{v}" for v in place], dtype=object)}
+
+
+def by_place(before: dict[str, np.ndarray], now: dict[str, np.ndarray], **options: float) -> SlicedDrift:
+    reference = Profiles.of(before, ["place"])
+    return compare_slices(reference, Profiles.of(now, ["place"], like=reference), **options)
+
+
+@pytest.mark.parametrize(("n", "m"), [(400, 400), (20_000, 800), (20_000, 20_000)])
+def test_equal_slices_do_not_drift(n: int, m: int) -> None:
+    rng = np.random.default_rng(n + m)
+    rounds = 60 if n < 10_000 else 10
+    found = [by_place(sliced(rng, n), sliced(rng, m)) for _ in range(rounds)]
+    assert (
+        sum(bool(drift.worst()) for drift in found) / rounds <= 0.02
+    )  # alpha, for any find among 72 pairs of slice and column
+
+
+def test_one_column_of_one_slice_that_moves_is_found_and_no_other() -> None:
+    rng = np.random.default_rng(11)
+    found = by_place(sliced(rng, 20_000), sliced(rng, 20_000, shift=1.0))
+    worst = found.worst()
+    assert {row.slice_value for row in worst} == {"p0"}
+    assert {row.feature.column for row in worst} == {"normal", "skewed", "gaps"}
+    assert [row.feature.effect for row in worst] == sorted((row.feature.effect for row in worst), reverse=True)
+    normal = next(row for row in worst if row.feature.column == "normal")
+    assert normal.feature.effect == pytest.approx(0.5, rel=0.2)
+    assert "sd)" in normal.feature.note
+    assert (normal.slice_column, normal.rows_before > 2000, normal.rows_now > 2000) == ("place", True, True)
+    assert len(found.worst(2)) == 2
+    assert canonical(describe(worst))
+
+
+def test_a_slice_is_compared_as_a_profile_of_its_own_is() -> None:
+    rng = np.random.default_rng(12)
+    reference = Profiles.of(sliced(rng, 5000), ["place"])
+    current = Profiles.of(sliced(rng, 5000, shift=0.5), ["place"], like=reference)
+    found = compare_slices(Profiles.from_bytes(reference.to_bytes()), Profiles.from_bytes(current.to_bytes()))
+    for row, label in enumerate(found.slices):
+        before, now = reference.slice(*label), current.slice(*label)
+        assert before is not None
+        assert now is not None
+        for one in compare(before, now):
+            column = found.columns.index(one.column)
+            if found.compared[row, column] and one.kind == "number":
+                assert found.effect[row, column] == pytest.approx(one.effect, abs=1e-12)
+                assert found.p_value[row, column] == pytest.approx(one.p_value, abs=1e-12)
+
+
+def test_slices_that_come_and_go_are_named_and_not_compared() -> None:
+    rng = np.random.default_rng(13)
+    before, now = sliced(rng, 2000), sliced(rng, 2000)
+    before["place"][before["place"] == "p3"] = "p2"
+    now["place"][now["place"] == "p5"] = "p4"
+    found = by_place(before, now)
+    assert (found.gone, found.new) == ((("place", "p5"),), (("place", "p3"),))
+    assert not {label for label in found.slices if label[1] in ("p3", "p5")}
+
+
+def test_columns_on_other_bins_and_profiles_without_slices_give_no_finds() -> None:
+    rng = np.random.default_rng(14)
+    reference, strange = Profiles.of(sliced(rng, 2000), ["place"]), Profiles.of(sliced(rng, 2000, shift=3.0), ["place"])
+    found = compare_slices(reference, strange)
+    assert not found.compared[:, found.columns.index("normal")].any()
+    assert not any(row.feature.column == "normal" for row in found.worst())
+    nothing = compare_slices(Profiles.single(reference.whole), reference)
+    assert (nothing.slices, nothing.worst()) == ((), ())
+    with pytest.raises(InvalidSettings, match="alpha"):
+        compare_slices(reference, reference, alpha=2.0)
