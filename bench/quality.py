@@ -104,8 +104,6 @@ def _mean(found: list[dict[str, float]], name: str) -> float:
 
 def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Every labelled row's features, label, month by New York's calendar, and time, through ingest and the feature build."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
     import shards
     from ct import settings
@@ -130,9 +128,8 @@ def _features(line: Any, home: Path) -> tuple[Columns, NDArray[np.float64], NDAr
     begun = time.monotonic()
     published = {table.name: list(catalog.published(journal, table.name)) for table in line.all_tables}
     made = build.build(line, published, folder=home / "features")
-    parts = [(int(part.shard[-2:]), pq.read_table(part.path)) for part in made.parts]
-    month = np.concatenate([np.full(rows.num_rows, number) for number, rows in parts])
-    whole = pa.concat_tables([rows for _, rows in parts])
+    whole = build.read(made)
+    month = np.array([int(shard[-2:]) for shard in whole["_shard"].to_pylist()])
     print(f"{whole.num_rows:,} rows of {len(line.outputs)} features built in {time.monotonic() - begun:.0f} s", flush=True)
     label = whole["_label"].to_numpy()
     known = ~np.isnan(label)

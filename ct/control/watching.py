@@ -116,7 +116,7 @@ def _compared(place: Place, run: runs.Run, name: str, rows: int, features: Colum
 
 def _features(place: Place, known: Mapping[str, list[Any]], shard: Any) -> dict[str, Any]:
     line = place.pipeline
-    made = build.build(line, known, folder=place.settings.home / "features")
+    made = build.build(line, known, folder=place.settings.place("features"))
     table = build.read(made, start=shard.time_min, stop=shard.time_max + 1)
     return to_columns(table.select([column.name for column in line.outputs]))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,59 +10,40 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from ct.data.columns import NO_TIME, to_columns
+from ct.data.columns import NO_TIME, Rows
 from ct.data.hashing import row_hash
 from ct.roles import Columns
 
 Ints = NDArray[np.int64]
 
 
-class Frame(Mapping[str, NDArray[Any]]):
-    """n rows as `roles.Columns`. Text columns may be dictionary-coded; `hashes` holds what `row_hash` gave for columns left out."""
+class Frame(Rows):
+    """n rows out of Arrow. Text columns may be dictionary-coded; `hashes` holds what `row_hash` gave for columns left out."""
 
     def __init__(self, table: pa.Table, hashes: Mapping[tuple[str, ...], Ints] | None = None) -> None:
-        self._table = table
+        super().__init__(table)
         self._hashes = dict(hashes or {})
-        self._arrays: dict[str, NDArray[Any]] = {}
         self._pieces: dict[str, pa.Array] = {}
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        if name not in self._arrays:
-            column = self.arrow(name)
-            coded = pa.types.is_dictionary(column.type)
-            self._arrays[name] = _texts(column) if coded else to_columns(pa.table({name: column}))[name]
-        return self._arrays[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._table.column_names)
-
-    def __len__(self) -> int:
-        return len(self._table.column_names)
 
     @property
     def rows(self) -> int:
         """The number of rows."""
-        return int(self._table.num_rows)
+        return int(self.table.num_rows)
 
     def arrow(self, name: str) -> pa.Array:
         """A column in one piece."""
         if name not in self._pieces:
-            column = self._table[name]
+            column = self.table[name]
             if pa.types.is_dictionary(column.type) and column.num_chunks > 1:
                 column = column.unify_dictionaries()
             found = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
             self._pieces[name] = found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
         return self._pieces[name]
 
-    @property
-    def table(self) -> pa.Table:
-        """The columns as they are kept."""
-        return self._table
-
     def select(self, names: Iterable[str]) -> Frame:
         """Some columns; what was hashed stays."""
-        found = Frame(self._table.select(list(names)), self._hashes)
-        found._pieces, found._arrays = self._pieces, self._arrays  # turned once for both
+        found = Frame(self.table.select(list(names)), self._hashes)
+        found._pieces, found._made = self._pieces, self._made  # turned once for both
         return found
 
     def take(self, rows: Ints) -> Frame:
@@ -79,15 +60,8 @@ class Frame(Mapping[str, NDArray[Any]]):
         """Rows [start, stop)."""
         table = pa.table({name: self.arrow(name) for name in self})
         found = Frame(table.slice(start, stop - start), {names: values[start:stop] for names, values in self._hashes.items()})
-        found._arrays = {name: values[start:stop] for name, values in self._arrays.items()}
+        found._made = {name: values[start:stop] for name, values in self._made.items()}
         return found
-
-
-def _texts(column: pa.DictionaryArray) -> NDArray[Any]:
-    words = np.empty(len(column.dictionary) + 1, dtype=object)  # the last one stands for missing
-    words[:-1] = column.dictionary.to_numpy(zero_copy_only=False)
-    found: NDArray[Any] = words[column.indices.fill_null(len(words) - 1).to_numpy()]
-    return found
 
 
 def key_hash(rows: Columns, names: tuple[str, ...]) -> Ints:

@@ -112,7 +112,7 @@ class Reach:
                     if turns > 1:
                         frame = frame.take(np.flatnonzero(turn_of(frame, by, turns) == turn))
                     frames.append(Frame(frame.table.select(kept), {key: frame.hash(key)} if span is not None else {}))
-        return concat([frame for frame in frames if frame.rows] or frames)
+        return concat([frame for frame in frames if frame.rows] or frames[:1])
 
 
 def turn_of(rows: Frame, by: Sequence[str], turns: int) -> NDArray[np.uint64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,13 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import worlds
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_online import reports, trips
 from worlds import FEATURES, HOUR, SKY, START, TRIPS, bits, shard, with_legs
 
+from ct import about, numeric, window
 from ct.data.columns import NO_TIME, to_columns
-from ct.errors import InvalidPipeline, NotFound
+from ct.errors import Corrupt, InvalidPipeline, NotFound
 from ct.features.build import build, read
-from ct import numeric
 from ct.features.history import TableHistory
 from ct.features.transform import transform
 
@@ -183,3 +186,98 @@ def test_a_half_written_part_is_never_taken_for_a_part(shards, tmp_path, monkeyp
     made = build(LINE, shards, folder=tmp_path / "f", parallel=False)
     assert all(part.built for part in made.parts)
     shutil.rmtree(tmp_path / "f")
+
+
+@settings(max_examples=12)
+@given(st.permutations(range(4)), st.integers(1, 4), st.randoms(use_true_random=False))
+def test_built_step_by_step_in_any_order_is_built_at_once(order, first, random):
+    """Shards that arrive in any order, some together, give the same table as a build from nothing; what lies there is never changed."""
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        files = [shard(TRIPS, month(at), root / f"trips{at}.parquet") for at in range(3)]
+        files.append(shard(TRIPS, with_legs(trips(40, start=START + STEP // 2, seed=7)), root / "late.parquet"))
+        skies = [shard(SKY, reports(100), root / "sky0.parquet"), shard(SKY, reports(500), root / "sky1.parquet")]
+        steps = [order[:first], *([at] for at in order[first:])]
+        arrived, before = [], {}
+        for step in steps:
+            arrived += [files[at] for at in step]
+            sky = skies if len(arrived) == len(files) else skies[: random.randint(1, 2)]
+            made = build(LINE, {"trips": arrived, "sky": sky}, folder=root / "step", parallel=False)
+            now = contents(root / "step")
+            assert before.items() <= now.items()
+            before = now
+        whole = build(LINE, {"trips": files, "sky": skies}, folder=root / "whole", parallel=False)
+        assert whole.digest == made.digest
+        assert contents(root / "whole").items() <= before.items()
+        assert same(read(whole), read(made))
+
+
+def test_a_changed_feature_renews_its_own_files_only(shards, tmp_path):
+    build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    changed = [*FEATURES[:-1], window(TRIPS, "late", by="line", over="2d", known_at="arrives")]
+    made = build(worlds.pipeline(features=changed), shards, folder=tmp_path / "f", parallel=False)
+    assert [part.built for part in made.parts] == [(Path(part.files[-1]).name,) for part in made.parts]
+    told = [about(FEATURES[0], owner="ops", description="how far"), *FEATURES[1:]]
+    again = build(worlds.pipeline(features=told), shards, folder=tmp_path / "f", parallel=False)
+    assert [len(part.built) for part in again.parts] == [1] * 3, "a kind around a kind is another definition"
+    reworded = [about(FEATURES[0], owner="met", description="how far, in miles"), *FEATURES[1:]]
+    once_more = build(worlds.pipeline(features=reworded), shards, folder=tmp_path / "f", parallel=False)
+    assert [part.built for part in once_more.parts] == [()] * 3, "who owns it and what it is said to mean changes nothing"
+
+
+@pytest.mark.parametrize(("chunk", "history"), [(40, 1 << 21), (1 << 20, 30), (40, 30)])
+def test_chunks_and_turns_do_not_show(shards, tmp_path, monkeypatch, chunk, history):
+    """A shard in pieces, and entities in turns, as for data beyond memory: the same table."""
+    expected = read(build(LINE, shards, folder=tmp_path / "whole", parallel=False))
+    cut = {}
+    for table, files in shards.items():
+        cut[table] = []
+        for file in files:
+            path = tmp_path / f"cut-{file.shard}.parquet"
+            pq.write_table(pq.read_table(file.path), path, row_group_size=20)
+            cut[table].append(replace(file, path=str(path)))
+    monkeypatch.setattr("ct.features.parts.CHUNK_ROWS", chunk)
+    monkeypatch.setattr("ct.features.reach.HISTORY_ROWS", history)
+    made = build(LINE, cut, folder=tmp_path / "cut", parallel=False)
+    assert len(made.parts) == (15 if chunk == 40 else 3)
+    assert same(read(made), expected)
+
+
+def test_a_flipped_byte_in_a_shard_is_noticed(shards, tmp_path):
+    """F7: the bytes of a published file changed on disk."""
+    path = Path(shards["trips"][1].path)
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 4] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(Corrupt, match="'trips1'"):
+        build(LINE, shards, folder=tmp_path / "f", parallel=False)
+
+
+def test_a_damaged_feature_file_is_named(shards, tmp_path):
+    made = build(LINE, shards, folder=tmp_path / "f", parallel=False)
+    Path(made.parts[0].files[3]).write_bytes(b"ARROW1 and no more")
+    with pytest.raises(Corrupt, match="built again"):
+        read(made)
+
+
+def test_rows_that_an_erasure_took_out_are_not_there_and_seen_by_none(shards, tmp_path):
+    """A shard without two of its rows, as the catalogue tells it after an erasure, gives what a shard without them gives."""
+    columns = month(1)
+    gone = (3, 70)
+    left = {name: np.delete(values, gone) for name, values in columns.items()}
+    file = shards["trips"][1]
+    told = replace(file, rows=file.rows - 2, without=gone, content="after the erasure")
+    other = shard(TRIPS, left, tmp_path / "left" / "trips1.parquet") if (tmp_path / "left").mkdir() is None else None
+    erased, rewritten = (
+        read(
+            build(
+                LINE,
+                {**shards, "trips": [shards["trips"][0], item, shards["trips"][2]]},
+                folder=tmp_path / name,
+                parallel=False,
+            )
+        )
+        for name, item in (("a", told), ("b", other))
+    )
+    assert same(erased, rewritten)

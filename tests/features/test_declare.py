@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import FEATURES, HOUR, TRIPS, text
 
+from ct import category, cyclic, latest, numeric, window
 from ct.data.columns import NO_TIME
 from ct.errors import Corrupt, InvalidPipeline
-from ct import category, cyclic, latest, numeric, window
 from ct.features.declare import from_spec, to_spec
 from ct.features.history import TableHistory
 from ct.ids import fingerprint

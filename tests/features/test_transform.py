@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import FEATURES, HOUR, bits, with_legs
 
+from ct import window
 from ct.data.columns import NO_TIME
 from ct.errors import InvalidPipeline
-from ct import window
+from ct.features.history import TableHistory
 from ct.features.online import OnlineStore
 from ct.features.online.sqlite import SqliteShelf
-from ct.features.history import TableHistory
 from ct.features.transform import lookups_of, span_us, transform
 
 LOOKUPS = lookups_of(FEATURES)

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
+from ct import category, cyclic, latest, numeric, window
 from ct.data.columns import NO_TIME
 from ct.data.hashing import row_hash
 from ct.data.tables import ShardFile
-from ct import category, cyclic, latest, numeric, window
 from ct.ids import sha256_file
 from ct.pipeline import Label, Pipeline, Table
 
