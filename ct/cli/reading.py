@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ct.cli import output
-from ct.cli.place import AsJson, PipelineFile, Root, actor, declared
+from ct.cli.place import AsJson, PipelineFile, Root, actor, declared, settings
+
+if TYPE_CHECKING:
+    from ct.settings import Settings
 
 
-def check(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
-    """Load the pipeline file and say whether it can run; nothing is started."""
+def check(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    infer: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--infer", metavar="TABLE FILE", help="Learn a declaration of TABLE from its first FILE."),
+    ] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="With --infer: write it beside the pipeline file, as TABLE.py.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Load the pipeline file and say whether it can run; nothing is started. With --infer, print a table's declaration instead."""
     with output.errors():
+        if infer is not None:
+            _infer(*infer, place=settings(root, pipeline), write=write, json=json)
+            return
         place, line = declared(root, pipeline)
         data = {
             "pipeline": line.name,
@@ -30,6 +48,20 @@ def check(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False
             output.table("features", ("column", "kind"), data["features"])
 
         output.show(data, json, view)
+
+
+def _infer(table: str, path: Path, *, place: Settings, write: bool, json: bool) -> None:
+    from ct.data.inference import infer
+    from ct.errors import Conflict
+
+    text = infer(path, table)
+    target = (place.root / place.pipeline.partition(":")[0]).parent / f"{table.replace('-', '_')}.py"
+    if write and target.exists():
+        raise Conflict(f"{target} exists", "a new file", "it is yours; move it away, or leave out --write and compare")
+    if write:
+        target.write_text(text, encoding="utf-8")
+    data = {"table": table, "declaration": text, "file": str(target) if write else ""}
+    output.show(data, json, lambda: output.line(f"wrote {target}; look at it, it is yours" if write else text.rstrip()))
 
 
 def plan(root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
