@@ -48,8 +48,10 @@ def spec_hash(spec: Mapping[str, Any]) -> str:
 
 def _bare(spec: Any) -> Any:
     if isinstance(spec, Mapping):
-        remarks = ("owner", "description") if spec.get("kind") == "about" else ()
-        return {key: _bare(value) for key, value in spec.items() if key not in remarks}
+        if spec.get("kind") == "about":
+            inner = _bare(spec["feature"])
+            return inner if spec["default"] is None else {"default": spec["default"], "feature": inner}
+        return {key: _bare(value) for key, value in spec.items()}
     return [_bare(item) for item in spec] if isinstance(spec, list | tuple) else spec
 
 
