@@ -204,7 +204,7 @@ def _against(name: str, table: Any, path: Path, work: Callable[[Any], Any], roun
             assert abs(found.mean - mean) <= 1e-6 * max(1.0, abs(mean)), (
                 f"{name}'s mean of {column} is {mean}, ours {found.mean}"
             )
-    ratio = statistics.median(theirs) / statistics.median(ours)
+    ratio: float = statistics.median(theirs) / statistics.median(ours)
     cells = len(table) * table.num_columns
     print(
         f"{name}: {statistics.median(theirs):.2f} s against {statistics.median(ours):.3f} s for {cells / 1e6:.1f} M cells,"

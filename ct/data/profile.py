@@ -202,7 +202,8 @@ class Profiles:
 
     def extended(self, other: Profiles) -> Profiles:
         """These profiles, with the layout of columns that only `other` has: what a later shard is to be profiled like."""
-        return self._laid(self.labels, (*self.layout, *(item for item in other.layout if item.name not in self._places)))
+        more = tuple(item for item in other.layout if item.name not in self._places)
+        return self._laid(self.labels, (*self.layout, *more)) if more else self
 
     def merge(self, other: Profiles) -> Profiles:
         """The profiles of both row sets together; counts come out the same in any order. A column that one side lacks is missing there.

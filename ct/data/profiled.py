@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import reduce
 
+import numpy as np
+
 from ct.data import catalog
 from ct.data.profile import Profiles
 from ct.data.tables import ShardFile
@@ -49,7 +51,7 @@ def forget(journal: Journal, artifacts: Artifacts, table: str, column: str, valu
 
 def without(made: Profiles, column: str, value: str) -> Profiles:
     """The profiles without one value of a text column; `made` itself when it is not named there. What merged before still merges."""
-    counts, layout = made.counts.copy(), list(made.layout)
+    counts, layout = made.counts.astype(np.int64), list(made.layout)  # as stored, they have no room for a sum
     for place, item in enumerate(made.layout):
         if item.name != column or not item.text or value not in {*item.values, *(item.known or ())}:
             continue
