@@ -23,8 +23,11 @@ from ct.errors import CtError, InvalidSettings, NotFound, Unavailable
 
 T = TypeVar("T")
 REMOTE = "s3://"
-CONNECT_SECONDS, REQUEST_SECONDS, DEADLINE_SECONDS = 5.0, 20.0, 60.0
-"""An object store must take a connection, then send or take bytes, within these; after the last one nothing is tried again."""
+CONNECT_SECONDS, REQUEST_SECONDS, DEADLINE_SECONDS, TRIES = 5.0, 20.0, 60.0, 3
+"""An object store must take a connection, then send or take bytes, within these; after the last one nothing is tried again.
+
+The client tries each request so often, for those who read through an open file; this module asks anew until the deadline.
+"""
 
 _ENVIRONMENT = (
     "AWS_ENDPOINT_URL_S3",
@@ -328,11 +331,13 @@ def _key(address: str) -> str:
 
 def client() -> Any:
     """The object store's client (pyarrow's S3FileSystem) for the environment as it is now, made once in each process."""
-    return _client(os.getpid(), CONNECT_SECONDS, REQUEST_SECONDS, *(os.environ.get(name, "") for name in _ENVIRONMENT))
+    return _client(os.getpid(), TRIES, CONNECT_SECONDS, REQUEST_SECONDS, *(os.environ.get(name, "") for name in _ENVIRONMENT))
 
 
 @lru_cache(maxsize=8)
-def _client(_process: int, connect: float, request: float, s3: str, endpoint: str, region: str, fallback: str, *_: str) -> Any:
+def _client(
+    _process: int, tries: int, connect: float, request: float, s3: str, endpoint: str, region: str, fallback: str, *_: str
+) -> Any:
     # A small file is one request, not the three of an upload in parts.
     options: dict[str, Any] = {"connect_timeout": connect, "request_timeout": request, "allow_delayed_open": True}
     if place := s3 or endpoint:
@@ -340,5 +345,4 @@ def _client(_process: int, connect: float, request: float, s3: str, endpoint: st
         options |= {"endpoint_override": found.netloc, "scheme": found.scheme}
     if place or region or fallback:
         options["region"] = region or fallback or "us-east-1"
-    # A few tries inside it, for reads through an open file; what this module asks for is tried until the deadline.
-    return pafs.S3FileSystem(retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=3), **options)
+    return pafs.S3FileSystem(retry_strategy=pafs.AwsStandardS3RetryStrategy(max_attempts=tries), **options)
