@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +188,21 @@ def test_two_machines_at_one_source_double_nothing(world: World, tmp_path: Path)
     one.take()
     assert one.ids == [1, 2]
     assert one.taker.pending(one.table) == ()
+
+
+@pytest.mark.parametrize("kind", ["Folder", "DeltaTable"], indirect=True)
+def test_processes_side_by_side_take_each_once(world: World, kind: str, tmp_path: Path) -> None:
+    project = Project(tmp_path / "ours", world.source)
+    world.add(rows([0]))
+    project.take()
+    for at in range(1, 6):
+        world.add(rows([at]))
+    code = "import json, sys; from pathlib import Path; import ct; from tests.data import source_worlds as w; from tests.data import killed_taking as k\n"
+    code += "w.iceberg.extract = w.delta.extract = k.here\n"
+    code += "w.Project(Path(sys.argv[1]), getattr(ct, sys.argv[2])(**json.loads(sys.argv[3]))).take()"
+    command = [sys.executable, "-c", code, str(project.root), kind, json.dumps(asdict(world.source))]
+    running = [subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE) for _ in range(3)]
+    for process in running:
+        assert process.communicate()[1] == b""
+    assert project.ids == list(range(6))
+    assert project.take() == []

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 
 from ct.data.sources import objects
 from ct.data.sources.objects import ObjectStore, file_name
-from ct.errors import Conflict, InvalidPipeline, InvalidShard, NotFound
+from ct.errors import Conflict, InvalidPipeline, InvalidShard, NotFound, Unavailable
+from ct.store import files
 from ct.store.files import Entry, Files
-from tests.services import S3, s3_server
+from tests.services import S3, free_port, s3_server
 
 from .source_worlds import Project, parquet, rows
 
@@ -155,3 +156,16 @@ def test_only_a_bucket_is_an_object_store() -> None:
     for uri in ("https://example.com/x", "s3://key:secret@bucket/x", "/srv/files", "s3://"):
         with pytest.raises(InvalidPipeline, match="no credentials"):
             ObjectStore(uri)
+
+
+def test_a_store_that_does_not_answer_is_said_and_taken_up_again(
+    project: Project, bucket: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket.put("a.parquet", parquet(rows([1])))
+    with monkeypatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+        patch.setattr(files, "DEADLINE_SECONDS", 1.0)
+        with pytest.raises(Unavailable):
+            project.take()
+    project.take()
+    assert project.ids == [1]

@@ -98,7 +98,7 @@ class Taker:
                 "position": arrival.position,
                 "key": arrival.key,
             }
-            if not arrival.key and not now.started:
+            if not arrival.key and not arrival.after and not now.started:
                 # What the first shard holds is settled before anything is published, though the source may move on.
                 try:
                     version = self.journal.append(name, [New(STARTED, about)], expected=version)[-1].version
