@@ -146,6 +146,9 @@ def drift(
                         for r in rows
                     ),
                 )
+                for part in item.get("slices", ()):
+                    feature, where = part["feature"], f"{part['slice_column']} {part['slice_value']}"
+                    output.line(f"  {where}: {feature['column']} by {feature['effect']:.2f} ({feature['note']})")
             if not found:
                 output.line("no shard has been compared yet")
 

@@ -20,7 +20,7 @@ from ct.control import runs
 from ct.data import catalog, personal, slices
 from ct.data.columns import to_columns
 from ct.data.hashing import row_hash
-from ct.data.profile import Profile
+from ct.data.profile import Profiles
 from ct.errors import NotFound
 from ct.evaluation import gate, metrics, stats, windows
 from ct.features import build
@@ -177,7 +177,7 @@ def carry_out(
     on_step("evaluation")
     report = compare(place, predictor(place, made), data)
     manifest = files.store(place.artifacts, made)
-    profile = Profile.of(take(data.columns, data.split.train))
+    profile = Profiles.of(take(data.columns, data.split.train), profiled_by(line))
     registered = versions.register(
         place.journal,
         line.name,
@@ -203,6 +203,12 @@ def carry_out(
     }
     runs.registered(place.journal, line.name, run.id, version=registered.name, facts=facts)
     return registered
+
+
+def profiled_by(line: Pipeline) -> tuple[str, ...]:
+    """The segments by which features are profiled too: those that are features of text."""
+    texts = {column.name for column in line.outputs if column.kind == "category"}
+    return tuple(name for name in line.segments if name in texts)
 
 
 def save(place: Place, data: Rows, encoder: Encoder, mask: NDArray[np.bool_], name: str) -> Path:

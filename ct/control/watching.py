@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ct.control import runs
-from ct.control.retrain import Place
+from ct.control.retrain import Place, profiled_by
 from ct.data import catalog, labels, predictions
 from ct.data.columns import to_columns
-from ct.data.profile import Profile
+from ct.data.profile import Profiles
 from ct.errors import NotFound
 from ct.features import build
 from ct.ids import describe
@@ -20,6 +20,9 @@ from ct.monitoring.alerts import Alert, send
 from ct.registry import routes
 from ct.roles import Columns
 from ct.store.journal import Journal, New
+
+_WORST = 10
+"""So many drifted features of slices are recorded."""
 
 
 def stream(pipeline: str) -> str:
@@ -96,9 +99,10 @@ def live_drift(place: Place) -> dict[str, Any]:
 
 
 def _compared(place: Place, run: runs.Run, name: str, rows: int, features: Columns) -> dict[str, Any]:
-    """The features called `name` against the run's training data, with the cause where some drifted."""
-    reference = _reference(place, run)
-    found = drift.compare(reference, Profile.of(features, like=reference))
+    """The features called `name` against the run's training data, whole and by slice, with the cause where some drifted as a whole."""
+    reference = Profiles.from_bytes(place.artifacts.get(run.facts["profile"]))
+    current = Profiles.of(features, profiled_by(place.pipeline), reference)
+    found = drift.compare(reference.whole, current.whole)
     drifted = sorted((row for row in found if row.drifted), key=lambda row: -row.effect)
     live = live_quality(place).get(run.version)
     cause = diagnose.explain(found, performance_before=_judged(run), performance_now=live) if drifted else None
@@ -108,6 +112,7 @@ def _compared(place: Place, run: runs.Run, name: str, rows: int, features: Colum
         "rows": rows,
         "features": describe(found),
         "drifted": [row.column for row in drifted],
+        "slices": describe(drift.compare_slices(reference, current).worst(_WORST)),
         "cause": cause.text if cause else "",
         "evidence": list(cause.evidence) if cause else [],
         "live": live,
@@ -119,10 +124,6 @@ def _features(place: Place, known: Mapping[str, list[Any]], shard: Any) -> dict[
     made = build.build(line, known, folder=place.settings.place("features"))
     table = build.read(made, start=shard.time_min, stop=shard.time_max + 1)
     return to_columns(table.select([column.name for column in line.outputs]))
-
-
-def _reference(place: Place, run: runs.Run) -> Profile:
-    return Profile.from_bytes(place.artifacts.get(run.facts["profile"]))
 
 
 def _judged(run: runs.Run) -> dict[str, float]:

@@ -109,8 +109,6 @@ class Profile:
         """The profile over all rows that `to_bytes` wrote, of this class or of Profiles. Raises Corrupt."""
         return Profiles.from_bytes(data).whole
 
-    to_json, from_json = to_bytes, from_bytes  # until every caller has moved
-
 
 @dataclass(frozen=True, eq=False)
 class Profiles:
