@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import changing, features, reading, rollout
+from ct.cli import changing, features, reading, rollout, tables
 
 app = typer.Typer(
     name="ct",
@@ -32,6 +32,9 @@ for command in (
     features.features,
     reading.status,
     reading.why,
+    tables.tables,
+    tables.maintain,
+    tables.erase,
 ):
     app.command()(command)
 app.add_typer(rollout.app, name="rollout")

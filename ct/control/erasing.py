@@ -24,7 +24,7 @@ from ct.data.erasure import Subject
 from ct.data.publishing import Stores
 from ct.data.tables import ShardFile
 from ct.errors import Conflict, CtError
-from ct.features import online
+from ct.features import build, online
 from ct.features.transform import lookups_of
 from ct.ids import canonical, sha256_file
 from ct.store.files import Files, delete, get, open_input
@@ -192,12 +192,11 @@ def _versions(act: Actor, table: str, touched: set[str]) -> tuple[str, ...]:
 
 def _features_of(act: Actor, touched: Mapping[str, ShardFile]) -> set[str]:
     """The feature files of the touched shards, which will go."""
-    from ct.features import build
-
     line = act.pipeline
     now = {item.name: catalog.published(act.journal, item.name) for item in line.all_tables}
     less = {name: [shard for shard in shards if shard.sha256 not in touched] for name, shards in now.items()}
-    return set(build.names_of(line, now)) - set(build.names_of(line, less))
+    gone = build.names_of(line, now) - build.names_of(line, less)
+    return {entry.name for uri in keeping.feature_places(act) for entry in Files(uri).list() if entry.name in gone}
 
 
 def _sets(act: Actor) -> list[Path]:

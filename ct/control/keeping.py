@@ -127,7 +127,9 @@ def _table(act: Actor, name: str, limits: Limits) -> TablePlan:
     sizes = {path: rows for path, rows in maintenance.sizes(here, name).items() if path not in cut}
     needed = {run.snapshots[name]: why for why, run in needed_runs(act).items() if name in run.snapshots}
     at = {state.id: state.at for state in act.warehouse.history(name)}
-    lost = [ref for ref, head in act.warehouse.refs(name).items() if ref.startswith(AUDIT) and at[head] < now - limits.safety]
+    tags, refs = act.warehouse.tags(name), act.warehouse.refs(name)
+    branches = {ref: head for ref, head in refs.items() if ref.startswith(AUDIT) and ref not in tags}
+    lost = [ref for ref, head in branches.items() if at[head] < now - limits.safety]
     snapshots = maintenance.expiries(here, name, needed, limits, now, besides=lost)
     expiring = [item.snapshot for item in snapshots if not item.why]
     return TablePlan(
@@ -172,7 +174,7 @@ def features(act: Actor) -> tuple[Stray, ...]:
             line, {name: catalog.resolve(act.journal, name, run.shards.get(name, ())) for name in published}
         )
     found = []
-    for uri in sorted({str(act.settings.home / "features"), act.settings.place("features")}):
+    for uri in feature_places(act):
         place = Files(uri)
         found += [
             Stray(place.address(entry.name), entry.size, entry.changed, "features that no run needs")
@@ -180,6 +182,11 @@ def features(act: Actor) -> tuple[Stray, ...]:
             if entry.name not in wanted
         ]
     return tuple(found)
+
+
+def feature_places(act: Actor) -> tuple[str, ...]:
+    """Where feature files lie: in the storage, and beside it what was built before the storage was named."""
+    return tuple(sorted({str(act.settings.home / "features"), act.settings.place("features")}))
 
 
 def _folders(place: Path) -> list[Path]:

@@ -84,6 +84,60 @@ def quarantined(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
     return tuple(held.values())
 
 
+def aside(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
+    """The rows that were set aside from published shards: how many, why, and the file they lie in."""
+    return tuple(
+        {
+            "shard": event.data["shard"],
+            "at": event.at.isoformat(timespec="seconds"),
+            "rows": event.data["aside"]["rows"],
+            "file": event.data["aside"].get("file", ""),
+            "reasons": [f"{reason['check']}: {reason['found']}" for reason in event.data["aside"]["reasons"]],
+        }
+        for event in journal.read(stream(table), types=["ShardPublished"])
+        if event.data.get("aside", {}).get("rows")
+    )
+
+
+def history(journal: Journal, table: str) -> tuple[dict[str, str], ...]:
+    """How the table's columns came to be as they are, oldest first: when, by which shard, and what changed."""
+    found, before = [], dict[str, str]()
+    for event in journal.read(stream(table), types=[*_CONTRACTS, "ShardPublished"]):
+        at, shard = event.at.isoformat(timespec="seconds"), str(event.data.get("shard", ""))
+        if event.type in _CONTRACTS:
+            now = {name: text for name, text in event.data["schema"]}
+            what = _difference(before, now) if before else f"created with {len(now)} columns: {', '.join(now)}"
+            found.append({"at": at, "shard": shard, "what": what})
+            before = now
+            continue
+        for kind, column, action, said in event.data.get("drift", ()):
+            if action != "accept":
+                found.append({"at": at, "shard": shard, "what": f"{column} {kind} ({action}): {said}"})
+    return tuple(found)
+
+
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    added = [f"added {name} ({now[name]})" for name in now if name not in before]
+    gone = [f"dropped {name}" for name in before if name not in now]
+    other = [f"{name} from {before[name]} to {now[name]}" for name in now if before.get(name, now[name]) != now[name]]
+    return "; ".join([*added, *gone, *other]) or "no change"
+
+
+def erasures(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
+    """The erasures that were asked for, and whether they are done: never the key."""
+    found: dict[str, dict[str, Any]] = {}
+    for event in journal.read(stream(table), types=[REQUESTED, VERIFIED, INCOMPLETE]):
+        if event.type == REQUESTED:
+            name = event.data["erasure"]
+            at = event.at.isoformat(timespec="seconds")
+            found[name] = {"erasure": name, "at": at, "rows": event.data["rows"], "state": "requested", "versions": []}
+        else:
+            for name in event.data["erasures"]:
+                state = "verified" if event.type == VERIFIED else f"incomplete, {len(event.data['left'])} places"
+                found[name] |= {"state": state, "versions": event.data["versions"]}
+    return tuple(found.values())
+
+
 def empty(journal: Journal, table: str) -> frozenset[str]:
     """SHA-256 of files that had the right columns and no rows."""
     return frozenset(event.data["sha256"] for event in journal.read(stream(table), types=["ShardEmpty"]))
