@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: one small Ray, one PostgreSQL and one S3 API for all of them."""
+"""Fixtures that several folders of tests share: one small Ray, one PostgreSQL, one Redis and one S3 API for all of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .services import postgres, s3, s3_shared
+from .services import postgres, redis_shared, redis_url, s3, s3_shared
 
-__all__ = ["postgres", "ray_local", "s3", "s3_shared"]
+__all__ = ["postgres", "ray_local", "redis_shared", "redis_url", "s3", "s3_shared"]
 
 # The same examples every time, and no test that fails because the machine is busy.
 settings.register_profile("ct", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -1,4 +1,4 @@
-"""Servers for tests, each in a temporary folder and on a free port of this machine: PostgreSQL, and moto's S3 API. Imported by conftest files."""
+"""Servers for tests, each in a temporary folder and on a free port of this machine: PostgreSQL, Redis, and moto's S3 API. Imported by conftest files."""
 
 from __future__ import annotations
 
@@ -190,3 +190,47 @@ def s3(s3_shared: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
     for name, value in s3_shared.environment.items():
         monkeypatch.setenv(name, value)
     return s3_shared
+
+
+@contextmanager
+def redis_server() -> Iterator[str]:
+    """The URL of a fresh Redis server that keeps nothing on disk, gone in the end. Skips the test where Redis is not installed."""
+    redis = pytest.importorskip("redis")
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not on this machine: apt-get install redis-server")
+    folder = tempfile.mkdtemp(prefix="ct-redis-", dir="/tmp")  # a socket's path must be short
+    url = f"unix://{folder}/socket"
+    command = [program, "--port", "0", "--unixsocket", f"{folder}/socket", "--save", "", "--dir", folder]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        begun = time.monotonic()
+        while True:
+            try:
+                redis.Redis.from_url(url).ping()
+                break
+            except redis.RedisError:
+                assert server.poll() is None, "redis-server ended"
+                assert time.monotonic() - begun < WAIT_SECONDS, "redis-server does not answer"
+                time.sleep(0.02)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def redis_shared() -> Iterator[str]:
+    """One Redis server for all tests of a run."""
+    with redis_server() as url:
+        yield url
+
+
+@pytest.fixture
+def redis_url(redis_shared: str) -> str:
+    """The Redis server's URL; it is empty."""
+    import redis
+
+    redis.Redis.from_url(redis_shared).flushall()
+    return redis_shared

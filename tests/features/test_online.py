@@ -7,9 +7,11 @@ import subprocess
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import worlds
 from hypothesis import HealthCheck, given, settings
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from worlds import FEATURES, HOUR, SKY, START, TRIPS, bits, shard, text, with_legs
 
 from ct import window
+from ct.data.shards import Reader
 from ct.errors import InvalidPipeline
 from ct.features.history import TableHistory
 from ct.features.kinds.window import Window
@@ -24,6 +27,7 @@ from ct.features.online import OnlineStore
 from ct.features.online.shelf import LOG_ROWS
 from ct.features.online.sqlite import SqliteShelf
 from ct.features.transform import lookups_of, transform
+from ct.store.files import Files
 
 LOOKUPS = lookups_of(FEATURES)
 COUNT = window(TRIPS, "late", by="town", over="6h", agg="count", known_at="arrives")
@@ -307,3 +311,33 @@ def test_file_server_and_tables_give_the_same_bits(redis_url, trips, sky, random
                     name: bits(values) for name, values in expected.items()
                 }
                 reader.close()
+
+
+def test_a_shard_is_read_row_group_by_row_group_and_old_ones_are_left_out(store, tmp_path, monkeypatch):
+    rows = trips(200)
+    made = shard(TRIPS, rows, tmp_path / "a.parquet")
+    pq.write_table(pq.read_table(made.path), made.path, row_group_size=16)
+    read, places = Reader.read, []
+
+    def watched(self, columns=None, *, start=0, stop=None):
+        places.append((start, stop))
+        return read(self, columns, start=start, stop=stop)
+
+    monkeypatch.setattr(Reader, "read", watched)
+    since = START + 30 * HOUR
+    store.materialize(COUNTED, {"trips": [made]}, since=since)
+    assert all(stop - start <= 16 for start, stop in places)
+    assert min(start for start, _ in places) > 0, "what nobody can ask for is not read"
+    whole = OnlineStore(SqliteShelf(tmp_path / "whole.db"))
+    whole.push(COUNTED, "trips", rows)
+    for step in range(20):
+        assert count_at(store, since + step * HOUR) == count_at(whole, since + step * HOUR)
+    whole.close()
+
+
+def test_a_shard_on_an_object_store_fills_the_store(s3, tmp_path):
+    made = shard(TRIPS, trips(50), tmp_path / "a.parquet")
+    address = Files(s3.new()).put("a.parquet", Path(made.path).read_bytes())
+    store = OnlineStore(SqliteShelf(tmp_path / "online.db"))
+    assert store.materialize(COUNTED, {"trips": [replace(made, path=address)]}, since=START) == 50
+    store.close()

@@ -180,11 +180,12 @@ def entities(rows: Columns, by: Sequence[str]) -> list[str | None]:
 
 
 def _texts(values: NDArray[Any]) -> list[str | None]:
-    if values.dtype == object:
-        return list(values)
-    if values.dtype == np.int64:
-        return [None if value == NO_TIME else str(value) for value in values.tolist()]
-    return [None if value != value else repr(value + 0.0) for value in values.tolist()]  # minus zero is zero
+    kind, plain = values.dtype.kind, values.tolist()
+    if kind == "O":
+        return list(plain)
+    if kind == "i":
+        return [None if value == NO_TIME else str(value) for value in plain]
+    return [None if value != value else repr(value + 0.0) for value in plain]  # minus zero is zero
 
 
 def newest(found: Sequence[Entry]) -> int:
