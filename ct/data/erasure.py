@@ -144,7 +144,7 @@ def request(stores: Stores, key: Subject) -> int:
             "columns": list(key.table.keys),
             "rows": (count := sum(map(len, found.values()))),
             "shards": {
-                shard.sha256: _without(shard, found[shard.sha256], key.table.time, erasure)
+                shard.sha256: _without(shard, found[shard.sha256], key.table, erasure)
                 for shard in catalog.published(stores.journal, name)
                 if shard.sha256 in found
             },
@@ -157,11 +157,11 @@ def request(stores: Stores, key: Subject) -> int:
     raise Conflict(f"table {name!r} changed {_TRIES} times meanwhile", "a free moment", "erase again")
 
 
-def _without(shard: ShardFile, gone: Iterable[int], time: str, erasure: str) -> dict[str, Any]:
+def _without(shard: ShardFile, gone: Iterable[int], table: Table, erasure: str) -> dict[str, Any]:
     without = sorted({*shard.without, *gone})
     left = replace(shard, rows=shards.places(shard) - len(without), without=tuple(without))
     times = [name for name, text in shard.types.items() if text.startswith("timestamp")]
-    changed = maintenance.bounds(shards.read(left, times or [time]), time)
+    changed = maintenance.bounds(shards.read(left, list(dict.fromkeys([table.time, *times, *table.slices]))), table)
     content = sha256(canonical([shard.identity, erasure]))
     return {"without": without, "erased": len(without) - len(shard.without), "content": content, **changed}
 
@@ -171,18 +171,18 @@ def salt() -> str:
     return secrets.token_hex(16)
 
 
-def hashed(key: Subject, salt: str) -> dict[str, str]:
+def hashed(key: Subject, salt: str, by: str = "") -> dict[str, str]:
     """The key as the journal names it: its HMAC with the project's secret where there is one, else its hash with `salt`."""
     text = canonical([key.table.name, salt, *key.parts]).encode()
-    if os.environ.get(personal.VARIABLE):
-        return {"key": hmac.new(personal.secret(), text, hashlib.sha256).hexdigest(), "salt": salt, "by": "hmac-sha256"}
-    return {"key": sha256(text), "salt": salt, "by": "sha256"}
+    by = by or ("hmac-sha256" if os.environ.get(personal.VARIABLE) else "sha256")
+    digest = hmac.new(personal.secret(), text, hashlib.sha256).hexdigest() if by == "hmac-sha256" else sha256(text)
+    return {"key": digest, "salt": salt, "by": by}
 
 
 def requests(journal: Journal, key: Subject) -> tuple[Event, ...]:
-    """The erasures of this key that were requested before."""
+    """The erasures of this key that were requested before. Raises InvalidSettings when they were named with a secret that is not here."""
     events = journal.read(catalog.stream(key.table.name), types=[catalog.REQUESTED])
-    return tuple(event for event in events if hashed(key, event.data["salt"])["key"] == event.data["key"])
+    return tuple(event for event in events if hashed(key, event.data["salt"], event.data["by"])["key"] == event.data["key"])
 
 
 def write_out(stores: Stores, table: Table) -> int:

@@ -19,7 +19,7 @@ from ct.data import catalog, predictions, profiled, shards
 from ct.data.columns import NO_TIME, to_columns
 from ct.data.iceberg import ATTEMPT, NAMESPACE
 from ct.data.profile import Profiles
-from ct.data.publishing import Stores
+from ct.data.publishing import Stores, sliced
 from ct.data.snapshots import Staged
 from ct.data.tables import ShardFile
 from ct.ids import canonical, sha256
@@ -148,7 +148,7 @@ def rewrite(stores: Stores, table: Table, files: Iterable[str], *, reason: str, 
     like = profiled.reference(stores.journal, stores.artifacts, table.name)
     kept, layout, gone, start = [], {}, [], 0
     for shard in moving:
-        rows, changed = _left(shard, table.time, reason, before)
+        rows, changed = _left(shard, table, reason, before)
         if not rows.num_rows:
             gone.append(shard.sha256)
             continue
@@ -173,13 +173,14 @@ def rewrite(stores: Stores, table: Table, files: Iterable[str], *, reason: str, 
     return True
 
 
-def _left(shard: ShardFile, time: str, reason: str, before: int | None) -> tuple[pa.Table, dict[str, Any]]:
+def _left(shard: ShardFile, table: Table, reason: str, before: int | None) -> tuple[pa.Table, dict[str, Any]]:
     """The shard's rows that stay, and what changes for the catalogue when some go for their age."""
     rows = shards.read(shard)
     if before is None or shard.time_min >= before:
         return rows, {}
-    kept = rows.filter(pc.greater_equal(rows[time], pa.scalar(before, pa.int64()).cast(rows[time].type)))
-    return kept, {"content": sha256(canonical([shard.identity, reason, before])), **bounds(kept, time)}
+    times = rows[table.time]
+    kept = rows.filter(pc.greater_equal(times, pa.scalar(before, pa.int64()).cast(times.type)))
+    return kept, {"content": sha256(canonical([shard.identity, reason, before])), **bounds(kept, table)}
 
 
 def joined(tables: Sequence[pa.Table]) -> pa.Table:
@@ -187,15 +188,16 @@ def joined(tables: Sequence[pa.Table]) -> pa.Table:
     return pa.concat_tables(tables, promote_options="default")
 
 
-def bounds(rows: pa.Table, time: str) -> dict[str, Any]:
-    """What the catalogue says of a shard that depends on which rows it has: their number, and the bounds of their times."""
+def bounds(rows: pa.Table, table: Table) -> dict[str, Any]:
+    """What the catalogue says of a shard that depends on which rows it has: their number, the bounds of their times, the slices."""
     if not rows.num_rows:
         return {"rows": 0}
     columns = to_columns(rows.select([field.name for field in rows.schema if pa.types.is_timestamp(field.type)]))
     known = {name: values[values != NO_TIME] for name, values in columns.items()}
     spans = {name: [int(values.min()), int(values.max())] for name, values in known.items() if len(values)}
-    low, high = spans[time]
-    return {"rows": rows.num_rows, "time_min": low, "time_max": high, "tags": {"spans": spans}}
+    low, high = spans[table.time]
+    tags = {"spans": spans, "window": [low, high], "slices": {name: sliced(rows[name]) for name in table.slices}}
+    return {"rows": rows.num_rows, "time_min": low, "time_max": high, "tags": tags}
 
 
 def unsettled(stores: Stores, table: str) -> tuple[dict[str, Any], ...]:

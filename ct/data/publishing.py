@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from ct.data.checks import Findings
 from ct.data.columns import Rows, codes, kind_of
 from ct.data.contract import Conformed
 from ct.data.profile import Profiles
-from ct.data.tables import Attempt, Warehouse
+from ct.data.tables import Attempt, Staged, Warehouse
 from ct.errors import Conflict, InvalidPipeline
 from ct.ids import canonical, sha256
 from ct.pipeline import Table
@@ -53,7 +53,41 @@ class Stores:
         return Files(self.settings.place("quarantine"))
 
 
-def publish(file: Arrived, judged: Conformed, found: Findings, aside: pa.Table, stores: Stores, position: int) -> int:
+class Work:
+    """A shard's rows being staged and profiled, while they may still be checked: the staged file gets its name only once they are agreed."""
+
+    def __init__(self, file: Arrived, rows: pa.Table, stores: Stores, threads: Executor) -> None:
+        table, self._verdict = file.table, Future[None]()
+        self.rows = ordered(rows, table)
+        like = profiled.reference(stores.journal, stores.artifacts, table.name)
+        self._profile = threads.submit(_profile, self.rows, table, like)
+        self._staged = threads.submit(
+            stores.warehouse.stage,
+            table.name,
+            self.rows,
+            file.digest,
+            order=(table.time, *table.keys),
+            agreed=self._verdict.result,
+        )
+
+    def give_up(self) -> None:
+        """The file is not to be, unless it was agreed to."""
+        if not self._verdict.done():
+            self._verdict.set_exception(Abandoned())
+
+    def agree(self) -> tuple[Staged, Profiles, str]:
+        """The staged file, the profile, and the digest of what it was counted like."""
+        self._verdict.set_result(None)
+        return self._staged.result(), *self._profile.result()
+
+
+class Abandoned(Exception):
+    """A file that was being staged is not wanted."""
+
+
+def publish(
+    file: Arrived, work: Work, judged: Conformed, found: Findings, aside: pa.Table, stores: Stores, position: int
+) -> int:
     """Stage, publish, enter in the journal; the snapshot's id. Raises Conflict when the table has moved on since `position`."""
     warehouse, name = stores.warehouse, file.table.name
     base = warehouse.snapshot(name)
@@ -68,15 +102,11 @@ def publish(file: Arrived, judged: Conformed, found: Findings, aside: pa.Table, 
             base = warehouse.create(name, judged.schema)
         elif judged.schema.names != _names(stores.journal, name):
             warehouse.add_columns(name, judged.schema)
-        rows = ordered(judged.rows, file.table)
-        like = profiled.reference(stores.journal, stores.artifacts, name)
-        data = _facts(file, replace(judged, rows=rows), found)
+        data = _facts(file, replace(judged, rows=work.rows), found)
         if aside.num_rows:
             data["aside"] = {**data["aside"], "file": _put(stores.quarantine, f"{name}/{file.digest}.rows.parquet", aside)}
-        with ThreadPoolExecutor(1) as other:
-            staging = other.submit(warehouse.stage, name, rows, file.digest, order=(file.table.time, *file.table.keys))
-            data |= _profile(rows, file.table, like, stores.artifacts)
-            staged = staging.result()
+        staged, profile, data["like"] = work.agree()
+        data["profile"] = stores.artifacts.put(profile.to_bytes())
         notes = {FACTS: stores.artifacts.put(canonical(data).encode())}
         warehouse.publish(name, staged, attempt=file.digest, base=base, notes=notes)
         entered = enter(file.table, stores, position)
@@ -102,8 +132,7 @@ def enter(table: Table, stores: Stores, position: int) -> dict[str, int]:
         data = json.loads(artifacts.get(attempt.notes[FACTS]))
         if data.pop("like") != _digest(like):  # somebody else's shard came in between
             with open_input(attempt.file) as source:
-                data |= _profile(pq.read_table(source), table, like, artifacts)
-            data.pop("like")
+                data["profile"] = artifacts.put(_profile(pq.read_table(source), table, like)[0].to_bytes())
         made = Profiles.from_bytes(artifacts.get(data["profile"]))
         like = made if like is None else like.extended(made)
         schema = data.pop("schema")
@@ -132,10 +161,9 @@ def _digest(like: Profiles | None) -> str:
     return "" if like is None else sha256(like.to_bytes())
 
 
-def _profile(rows: pa.Table, table: Table, like: Profiles | None, artifacts: Artifacts) -> dict[str, Any]:
-    """The rows' profile, counted as the earlier shards' are, so that they merge."""
-    made = Profiles.of(rows, table.slices, like)
-    return {"profile": artifacts.put(made.to_bytes()), "like": _digest(like)}
+def _profile(rows: pa.Table, table: Table, like: Profiles | None) -> tuple[Profiles, str]:
+    """The rows' profile, counted as the earlier shards' are, so that they merge; and the digest of what it was counted like."""
+    return Profiles.of(rows, table.slices, like), _digest(like)
 
 
 def _facts(file: Arrived, judged: Conformed, found: Findings) -> dict[str, Any]:
@@ -151,7 +179,7 @@ def _facts(file: Arrived, judged: Conformed, found: Findings) -> dict[str, Any]:
         "owner": table.owner,
         "window": [first, last],
         "freshness": file.now - last,
-        "slices": {name: _slices(rows[name]) for name in table.slices},
+        "slices": {name: sliced(rows[name]) for name in table.slices},
         "spans": spans,
     }
     drift = [[item.kind, item.column, item.action, item.found] for item in judged.differences]
@@ -187,7 +215,7 @@ def _spans(rows: pa.Table) -> dict[str, list[int]]:
     return found
 
 
-def _slices(column: pa.ChunkedArray) -> dict[str, int]:
+def sliced(column: pa.ChunkedArray) -> dict[str, int]:
     """Rows by value, of the most frequent values."""
     index, values = codes(column)
     often = np.bincount(index[index >= 0], minlength=len(values))
