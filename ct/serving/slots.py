@@ -130,7 +130,8 @@ class Slots:
                     "a version never changes its files",
                 )
             begun = monotonic()
-            predictor = Predictor.load(files.fetch(self._artifacts, manifest), self._code)  # runs the golden rows, which warms it up
+            # Loading runs the golden rows, which warms it up.
+            predictor = Predictor.load(files.fetch(self._artifacts, manifest), self._code)
             slot = self._loaded[version] = Slot(manifest, predictor, monotonic() - begun, monotonic())
             return slot
 
