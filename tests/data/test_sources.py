@@ -149,7 +149,7 @@ def turn(project: Project, action: str, step: str) -> None:
 
 
 def test_any_interleaving_of_arrivals_looks_and_kills_takes_each_once(make_world: Callable[[Path], World], kind: str) -> None:
-    @settings(max_examples={"Folder": 40, "DeltaTable": 20}.get(kind, 10))
+    @settings(max_examples={"Folder": 30, "DeltaTable": 15}.get(kind, 8))
     @given(ACTIONS)
     def check(actions: list[tuple[str, str]]) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -201,7 +201,7 @@ def test_processes_side_by_side_take_each_once(world: World, kind: str, tmp_path
     code += "w.iceberg.extract = w.delta.extract = k.here\n"
     code += "w.Project(Path(sys.argv[1]), getattr(ct, sys.argv[2])(**json.loads(sys.argv[3]))).take()"
     command = [sys.executable, "-c", code, str(project.root), kind, json.dumps(asdict(world.source))]
-    running = [subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE) for _ in range(3)]
+    running = [subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE) for _ in range(2)]
     for process in running:
         assert process.communicate()[1] == b""
     assert project.ids == list(range(6))
