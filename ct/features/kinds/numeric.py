@@ -50,7 +50,8 @@ class Numeric:
         """The columns, clipped, or their logarithms."""
         made: Made = {name: numbers(rows, name) for name in self.names}
         if self.clip:
-            made = {name: np.minimum(np.maximum(values, self.clip[0]), self.clip[1]) for name, values in made.items()}
+            # Which of 0.0 and -0.0 a maximum gives may depend on how many values there are.
+            made = {name: np.minimum(np.maximum(values, self.clip[0]), self.clip[1]) + 0.0 for name, values in made.items()}
         return {name: _log1p(values) for name, values in made.items()} if self.log else made
 
 
