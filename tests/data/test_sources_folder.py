@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ct.data.sources import folder as module
 from ct.data.sources.folder import Folder
-from ct.errors import InvalidRequest, InvalidShard
+from ct.errors import InvalidRequest, InvalidShard, Unavailable
+from ct.ids import sha256_file
 
 from .source_worlds import Project, parquet, rows
 
@@ -41,6 +43,15 @@ def test_a_table_without_a_source_has_its_landing_folder(project: Project, landi
 
 def test_a_folder_that_is_not_there_has_nothing(tmp_path: Path) -> None:
     assert names(Project(tmp_path / "ours", Folder("nowhere"))) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_said(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(Unavailable, match="cannot be listed: Permission denied"):
+        project.take()
 
 
 def test_what_is_not_ready_or_no_plain_file_is_left(project: Project, landing: Path, tmp_path: Path) -> None:
@@ -144,3 +155,21 @@ def test_a_folder_has_no_positions(project: Project) -> None:
     with pytest.raises(InvalidRequest, match="has no position '7'"):
         project.taker.skip(project.table, "7")
     assert project.journal.head() == 0
+
+
+def test_a_file_that_cannot_be_read_is_refused_once_and_keeps_no_other_back(project: Project, landing: Path) -> None:
+    for at, name in enumerate("ab"):
+        (landing / f"{name}.parquet").write_bytes(parquet(rows([at])))
+
+    def digest(path: Path) -> str:
+        if path.name == "a.parquet":
+            raise PermissionError(13, "Permission denied")
+        return sha256_file(path)
+
+    refused: list[str] = []
+    taker = replace(project.taker, digest=digest, refused=lambda _table, arrival: refused.append(arrival.refused))
+    assert [outcome.kind for outcome in taker.take_new(project.table)] == ["quarantined", "published"]
+    assert list(taker.take_new(project.table)) == []
+    assert refused == ["it cannot be read: Permission denied"]
+    project.take()  # by one that may read it
+    assert project.ids == [1, 0]

@@ -18,7 +18,7 @@ from ct.data.sources.cursor import cursor, position
 from ct.data.sources.delta import DeltaTable
 from ct.data.sources.extract import GROUP_ROWS, write
 from ct.data.sources.iceberg import IcebergTable
-from ct.errors import Conflict, CtError, InvalidPipeline, InvalidRequest, InvalidShard, NotFound, Unavailable
+from ct.errors import Conflict, Corrupt, CtError, InvalidPipeline, InvalidRequest, InvalidShard, NotFound, Unavailable
 from tests.services import S3
 
 from .source_worlds import InDelta, InIceberg, Project, in_process, rows
@@ -236,6 +236,17 @@ def test_a_log_that_was_cleaned_up_is_said(lake: InDelta, tmp_path: Path) -> Non
     project.taker.skip(project.table, "1")
     project.take()
     assert project.ids == [1, 3]
+
+
+def test_a_log_that_is_broken_is_said(lake: InDelta, tmp_path: Path) -> None:
+    lake.add(rows([1]))
+    project = Project(tmp_path / "ours", lake.source)
+    project.take()
+    lake.add(rows([2]))
+    lake.table.create_checkpoint()
+    (tmp_path / "theirs" / "_delta_log" / f"{1:020d}.json").write_bytes(b'{"add": \xff')
+    with pytest.raises(Corrupt, match="version 1 in the log"):
+        project.take()
 
 
 def test_a_snapshot_keeps_its_own_columns_when_the_table_changes_later(ice: InIceberg, tmp_path: Path) -> None:

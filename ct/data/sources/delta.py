@@ -13,7 +13,7 @@ from urllib.parse import unquote
 import pyarrow as pa
 
 from ct.data.sources.extract import extract
-from ct.errors import Conflict, InvalidRequest, InvalidSettings, InvalidShard, NotFound, Unavailable
+from ct.errors import Conflict, Corrupt, InvalidRequest, InvalidSettings, InvalidShard, NotFound, Unavailable
 from ct.roles import Arrival, Cursor
 from ct.store.files import Files
 
@@ -79,7 +79,7 @@ class DeltaTable:
     def _changes(self, version: int, root: Path) -> list[dict[str, Any]]:
         """The log's `add` and `remove` entries of a version that change rows. Raises Conflict when the log was cleaned up."""
         try:
-            text = Files(self._place(root)).get(f"_delta_log/{version:020d}.json").decode()
+            text = Files(self._place(root)).get(f"_delta_log/{version:020d}.json").decode(errors="replace")
         except NotFound:
             raise Conflict(
                 f"the log of {self.explain()} does not hold version {version} any more",
@@ -87,7 +87,12 @@ class DeltaTable:
                 "compare both tables, bring what is missing by `ct ingest TABLE FILE`, "
                 "then go on with `ct ingest TABLE --new --after VERSION`",
             ) from None
-        entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+        try:
+            entries = [json.loads(line) for line in text.splitlines() if line.strip()]
+        except ValueError:
+            raise Corrupt(
+                f"version {version} in the log of {self.explain()} is not JSON", "a line an entry", "mend it"
+            ) from None
         return [entry for entry in entries for kind in ("add", "remove") if entry.get(kind, {}).get("dataChange")]
 
     def fetch(self, arrival: Arrival, cursor: Cursor, folder: Path) -> Path:

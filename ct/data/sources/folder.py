@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ct.errors import InvalidRequest, InvalidShard
+from ct.errors import InvalidRequest, InvalidShard, Unavailable
 from ct.roles import Arrival, Cursor
 
 _UNREADY = (".part", ".tmp")
@@ -38,17 +38,21 @@ class Folder:
         return f"folder {self.path}"
 
     def pending(self, cursor: Cursor) -> tuple[Arrival, ...]:
-        """The finished files whose bytes ingest has not judged, by name. Raises InvalidShard for a file that cannot be read."""
+        """The finished files whose bytes ingest has not judged, by name. One that cannot be read is refused until it can.
+
+        Raises Unavailable when the folder cannot be listed.
+        """
         folder = cursor.root / self.path
-        looks = {path: look for path in sorted(folder.iterdir()) if (look := _look(path))} if folder.is_dir() else {}
-        fresh = {}
-        for path in looks:
-            if (digest := _digest(path, cursor)) and digest not in cursor.seen:
-                fresh[path] = digest
+        try:
+            looks = {path: look for path in sorted(folder.iterdir()) if (look := _look(path))} if folder.is_dir() else {}
+        except OSError as error:
+            raise Unavailable(f"{folder} cannot be listed: {error.strerror}", "a folder that ct may read", "check it") from None
+        fresh = [arrival for path, look in looks.items() if (arrival := _arrival(path, look, cursor))]
         if fresh:
             time.sleep(self.settle)
-        done = {path: digest for path, digest in fresh.items() if _look(path) == looks[path] and not _written_to(path)}
-        return tuple(Arrival(path.name, digest, looks[path][0], path.name) for path, digest in done.items())
+        return tuple(
+            one for one in fresh if _look(folder / one.key) == looks[folder / one.key] and not _written_to(folder / one.key)
+        )
 
     def fetch(self, arrival: Arrival, cursor: Cursor, folder: Path) -> Path:
         """Where the file lies. Raises InvalidShard when it is gone or a link."""
@@ -77,14 +81,17 @@ def _look(path: Path) -> tuple[int, int, int] | None:
     return (found.st_size, found.st_mtime_ns, found.st_ino) if stat.S_ISREG(found.st_mode) else None
 
 
-def _digest(path: Path, cursor: Cursor) -> str:
-    """The file's SHA-256, empty when it has just gone. Raises InvalidShard."""
+def _arrival(path: Path, look: tuple[int, int, int], cursor: Cursor) -> Arrival | None:
+    """The file as an arrival, None when it is known or has just gone."""
     try:
-        return cursor.digest(path)
+        digest = cursor.digest(path)
     except FileNotFoundError:
-        return ""
+        return None
     except OSError as error:
-        raise InvalidShard(f"{path} cannot be read: {error.strerror}", "a readable file", "check its permissions") from None
+        mark = f"unreadable, changed {look[1]}"
+        refused = f"it cannot be read: {error.strerror}"
+        return None if cursor.taken.get(path.name) == mark else Arrival(path.name, mark, look[0], path.name, refused=refused)
+    return None if digest in cursor.seen else Arrival(path.name, digest, look[0], path.name)
 
 
 def _written_to(path: Path) -> bool:
