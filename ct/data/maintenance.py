@@ -126,10 +126,17 @@ def cuts(published: Sequence[ShardFile], time: str, before: int, held: Iterable[
         old = [shard for shard in found if shard.time_min < before]
         if not old or any(shard.sha256 in kept for shard in found):
             continue
-        rows = sum(int((to_columns(shards.read(shard, [time]))[time] < before).sum()) for shard in old)
+        rows = sum(_older(shard, time, before) for shard in old)
         whole = rows == sum(shard.rows for shard in found)
         made.append(Cut(path, tuple(shard.shard for shard in old), rows, whole, before))
     return tuple(cut for cut in made if cut.rows)
+
+
+def _older(shard: ShardFile, time: str, before: int) -> int:
+    """How many of the shard's rows are older; it is read only where the catalogue cannot tell."""
+    if shard.time_max < before:
+        return shard.rows
+    return int((to_columns(shards.read(shard, [time]))[time] < before).sum())
 
 
 def rewrite(stores: Stores, table: Table, files: Iterable[str], *, reason: str, before: int | None = None) -> bool:

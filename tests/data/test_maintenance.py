@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +20,7 @@ from ct.data import catalog, maintenance, shards
 from ct.data.maintenance import Limits, merges
 from ct.data.publishing import Stores
 from ct.errors import Conflict
-from ct.pipeline import Table
+from ct.pipeline import SchemaPolicy, Table
 from tests.data.conftest import DAY, Place, sales
 
 PLAIN = Table("sales", key="id", time="at", owner="shop", slices=["city"])
@@ -28,10 +32,29 @@ def stores(place: Place) -> Stores:
     return Stores(place.settings, place.journal, place.warehouse, place.artifacts)
 
 
-def filled(place: Place, months: range = range(1, 6), n: int = 40) -> Place:
+def filled(place: Place, months: range, n: int = 40) -> Place:
     for month in months:
         assert place.ingest(place.file(sales(month, n), f"m{month}.parquet"), PLAIN).kind == "published"
     return place
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project with five published shards."""
+    place = filled(Place.at(tmp_path_factory.mktemp("maintenance") / "project"), range(1, 6))
+    place.journal.close()
+    shutil.copytree(place.root, place.root.with_name("kept"))
+    return place.root
+
+
+@pytest.fixture
+def place(kept: Path) -> Iterator[Place]:
+    """The project as it was made; files hold absolute paths, so it is put back in its place."""
+    shutil.rmtree(kept)
+    shutil.copytree(kept.with_name("kept"), kept)
+    made = Place.at(kept)
+    yield made
+    made.journal.close()
 
 
 def rows_by_shard(place: Place) -> dict[str, list[dict]]:
@@ -60,7 +83,6 @@ def test_only_small_neighbours_are_merged(rows: list[int], least: int) -> None:
 
 
 def test_compaction_changes_where_shards_lie_and_nothing_else(place: Place) -> None:
-    filled(place)
     before, known = rows_by_shard(place), catalog.published(place.journal, "sales")
     head = place.warehouse.snapshot("sales")
     compacted(place)
@@ -79,7 +101,6 @@ def test_compaction_changes_where_shards_lie_and_nothing_else(place: Place) -> N
 
 
 def test_a_run_that_froze_some_of_the_merged_shards_still_reads_those_alone(place: Place) -> None:
-    filled(place)
     frozen = [shard.sha256 for shard in catalog.published(place.journal, "sales")][1:3]
     compacted(place)
     found = catalog.resolve(place.journal, "sales", frozen)
@@ -88,16 +109,28 @@ def test_a_run_that_froze_some_of_the_merged_shards_still_reads_those_alone(plac
 
 
 def test_compacting_twice_merges_merged_files_with_new_ones(place: Place) -> None:
-    compacted(filled(place, range(1, 4)))
-    filled(place, range(4, 7))
+    compacted(place)
+    filled(place, range(6, 9))
     before = rows_by_shard(place)
     compacted(place)
     assert len(place.warehouse.files("sales")) == 1
     assert rows_by_shard(place) == before
 
 
+def test_files_from_before_and_after_a_new_column_become_one(make_place: Callable[[str], Place]) -> None:
+    place, table = make_place("grown"), replace(PLAIN, policy=SchemaPolicy(added="accept"))
+    for month in (1, 2):
+        assert place.ingest(place.file(sales(month, 40), f"m{month}.parquet"), table).kind == "published"
+    wider = sales(3, 40).append_column("note", pa.array([f"note {i}" for i in range(40)]))
+    assert place.ingest(place.file(wider, "m3.parquet"), table).kind == "published"
+    before = rows_by_shard(place)
+    compacted(place)
+    assert len(place.warehouse.files("sales")) == 1
+    assert rows_by_shard(place) == before
+    assert place.warehouse.scan("sales")["note"].null_count == 80
+
+
 def test_a_stale_compaction_gives_way_and_loses_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(place)
     here, stage = stores(place), place.warehouse.stage
 
     def slow(*args, **kwargs):
@@ -117,7 +150,6 @@ def test_a_stale_compaction_gives_way_and_loses_nothing(place: Place, monkeypatc
 def test_a_compaction_killed_before_its_commit_is_finished_by_the_next_look(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(place)
     before, here = rows_by_shard(place), stores(place)
     with monkeypatch.context() as patch:
         patch.setattr(place.warehouse, "rewrite", _killed)
@@ -136,7 +168,6 @@ def _killed(*_args, **_kwargs):
 
 
 def test_rows_past_retention_go_and_the_rest_stays(place: Place) -> None:
-    filled(place)
     here, cutoff = stores(place), 2 * 30 * DAY + 5 * DAY  # in the middle of the second shard
     planned = maintenance.cuts(catalog.published(place.journal, "sales"), "at", cutoff)
     assert [(cut.shards, cut.rows, cut.whole) for cut in planned] == [(("m1",), 40, True), (("m2",), 20, False)]
@@ -155,7 +186,6 @@ def test_rows_past_retention_go_and_the_rest_stays(place: Place) -> None:
 
 
 def test_retention_inside_a_merged_file_and_of_held_shards(place: Place) -> None:
-    filled(place)
     compacted(place)
     here, cutoff = stores(place), 2 * 30 * DAY + 5 * DAY
     known = catalog.published(place.journal, "sales")
@@ -171,7 +201,6 @@ def test_retention_inside_a_merged_file_and_of_held_shards(place: Place) -> None
 
 
 def test_snapshots_expire_but_for_those_that_somebody_needs(place: Place) -> None:
-    filled(place)
     here, history = stores(place), place.warehouse.history("sales")
     place.warehouse.tag("sales", history[1].id, "release")
     found = maintenance.expiries(here, "sales", {history[2].id: "run-1 is unfinished"}, Limits(keep=2, age=timedelta(0)), NOW)
@@ -193,7 +222,6 @@ def aged(place: Place, days: int = 3) -> None:
 
 
 def test_only_files_that_nothing_reaches_are_strays(place: Place) -> None:
-    filled(place)
     here = stores(place)
     staged = place.warehouse.stage("sales", sales(7, 40), "lost")
     half = Path(staged.address).with_name(".part-abc")
@@ -210,7 +238,6 @@ def test_only_files_that_nothing_reaches_are_strays(place: Place) -> None:
 
 
 def test_what_a_rewriting_replaced_stays_for_those_who_read_it(place: Place) -> None:
-    filled(place)
     old = set(place.warehouse.files("sales"))
     compacted(place)
     aged(place)
