@@ -127,6 +127,11 @@ def run(
     return Findings(tuple(refused), tuple(warnings), tuple(aside), gone, causes), left
 
 
+def sets_aside(checks: Iterable[Check]) -> bool:
+    """Is there a check whose breach sets rows aside?"""
+    return any(_severity(check) == QUARANTINE for check in checks)
+
+
 def only(rows: Columns, kept: NDArray[np.bool_]) -> Columns:
     """The rows where `kept` is true."""
     if isinstance(rows, Rows):

@@ -71,7 +71,8 @@ def _texts(values: pa.Array) -> Words:
     values = values.cast(pa.large_string())
     _, offsets, data = values.buffers()
     bounds = np.frombuffer(offsets, dtype=np.int64)[values.offset : values.offset + len(values) + 1]
-    words = _padded(data, int(bounds[-1]) if len(values) else 0)
+    words = _words(data, int(bounds[0]), int(bounds[-1]))
+    bounds = bounds - bounds[0]
     found = np.empty(len(values), dtype=np.uint64)
     for at in range(0, len(values), _BLOCK):
         found[at : at + _BLOCK] = _mixed_in(words, bounds[at : at + _BLOCK + 1])
@@ -82,9 +83,9 @@ def _texts(values: pa.Array) -> Words:
 
 def _mixed_in(words: Words, bounds: NDArray[np.int64]) -> Words:
     start, size = bounds[:-1], np.diff(bounds)
-    found = _mixed(size.astype(np.uint64) ^ _SEED)
+    found, shortest = _mixed(size.astype(np.uint64) ^ _SEED), int(size.min()) if len(size) else 0
     for at in range(0, int(size.max(initial=0)), 8):
-        if at < int(size.min(initial=0)):  # every text goes on
+        if at < shortest:  # every text goes on
             found = _mixed(found * _STEP + _word(words, start + at, size - at))
             continue
         rows = np.flatnonzero(size > at)
@@ -92,24 +93,22 @@ def _mixed_in(words: Words, bounds: NDArray[np.int64]) -> Words:
     return found
 
 
-def _padded(data: pa.Buffer | None, size: int) -> Words:
-    raw = np.zeros(size // 8 * 8 + 16, dtype=np.uint8)
-    if size and data is not None:
-        raw[:size] = np.frombuffer(data, dtype=np.uint8, count=size)
-    words: Words = raw.view("<u8")
-    return words
+def _words(data: pa.Buffer | None, start: int, stop: int) -> Words:
+    """The eight bytes from each byte of [start, stop) on, zeros behind the end."""
+    raw = np.zeros(stop - start + 8, dtype=np.uint8)
+    if data is not None and stop > start:
+        raw[: stop - start] = np.frombuffer(data, dtype=np.uint8, count=stop - start, offset=start)
+    return np.ndarray(shape=(stop - start + 1,), dtype="<u8", buffer=raw, strides=(1,))
 
 
 def _word(words: Words, start: NDArray[np.int64], left: NDArray[np.int64]) -> Words:
     """Up to eight bytes from byte `start` on, those past the text's end as zero."""
-    shift = ((start & 7) << 3).astype(np.uint64)
-    low, high = words[start >> 3], words[(start >> 3) + 1]
-    # A shift by 64 is no shift at all on most machines, so the high word moves in two steps.
-    joined = (low >> shift) | ((high << np.uint64(1)) << (np.uint64(63) - shift))
-    kept = np.minimum(np.maximum(left, 0), 8).astype(np.uint64) << np.uint64(3)
-    mask = np.where(kept >= 64, ~np.uint64(0), (np.uint64(1) << (kept & np.uint64(63))) - np.uint64(1))
-    word: Words = joined & mask
-    return word
+    found: Words = words[start]
+    if not len(left) or left.min() >= 8:
+        return found
+    kept = np.clip(left, 0, 8).astype(np.uint64) << np.uint64(3)
+    # A shift by 64 is no shift at all on most machines.
+    return found & np.where(kept >= 64, ~np.uint64(0), (np.uint64(1) << (kept & np.uint64(63))) - np.uint64(1))
 
 
 def _mixed(values: Words) -> Words:

@@ -128,7 +128,8 @@ def _key(name: str, rows: Rows, kinds: dict[str, str], full: list[str], time: st
     called = sorted(able, key=lambda column: not column.lower().endswith(("id", "key", "uuid")))
     several = [pair for size in (2, 3) for pair in combinations([*able, time], size)]
     for columns in [*((column,) for column in called), *several]:
-        if not repeated(rows, columns, row_hash(rows, columns)).any():
+        hashes = row_hash(rows, columns)
+        if not repeated(rows, columns, hashes, np.sort(hashes)).any():
             return columns
     raise InvalidShard(
         f"no three columns of the file for table {name!r} tell its rows apart", "a key", "add a column that names each row"

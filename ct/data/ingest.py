@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import fcntl
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pyarrow as pa
 from ct.clock import Clock, SystemClock
 from ct.data import arriving, catalog, checks, personal, profiled, publishing
 from ct.data.arriving import Arrived, Refusal, fault
-from ct.data.checks import Findings, Reason
+from ct.data.checks import Reason
 from ct.data.columns import Rows
 from ct.data.contract import Conformed, conform
 from ct.data.past import Published
@@ -100,17 +101,17 @@ def _once(file: Arrived, stores: Stores) -> Outcome:
     if known := _known(file, journal):
         return known
     try:
-        judged, found, aside = _judged(file, stores)
+        judged, past, arrived = _conformed(file, stores)
+        if judged.rows.num_rows == 0:
+            event = New("ShardEmpty", {"shard": file.shard, "sha256": file.digest})
+            journal.append(file.stream, [event], expected=position)
+            return _outcome("empty", file)
+        with ThreadPoolExecutor(2) as threads:
+            return _checked(file, judged, past, arrived, stores, position, threads)
     except Refusal as refused:
         publishing.quarantine(file, refused, stores, position)
         rows = refused.rows.num_rows if refused.rows is not None else 0
         return _outcome("quarantined", file, rows, reasons=refused.reasons)
-    if judged.rows.num_rows == 0:
-        journal.append(file.stream, [New("ShardEmpty", {"shard": file.shard, "sha256": file.digest})], expected=position)
-        return _outcome("empty", file)
-    snapshot = publishing.publish(file, judged, found, aside, stores, position)
-    warnings = (*judged.warnings, *found.warnings, *found.aside)
-    return _outcome("published", file, judged.rows.num_rows, snapshot=snapshot, warnings=warnings, aside=aside.num_rows)
 
 
 def _outcome(kind: str, file: Arrived, rows: int = 0, **more: Any) -> Outcome:
@@ -130,29 +131,50 @@ def _known(file: Arrived, journal: Journal) -> Outcome | None:
     return None
 
 
-def _judged(file: Arrived, stores: Stores) -> tuple[Conformed, Findings, pa.Table]:
-    """The rows to publish, what was found, and the rows set aside with the causes. Raises Refusal."""
+def _conformed(file: Arrived, stores: Stores) -> tuple[Conformed, Published, pa.Table]:
+    """The rows in the contract's columns, what was published before, and the rows as they came, veiled. Raises Refusal."""
     table, journal = file.table, stores.journal
-    shards = catalog.published(journal, table.name)
     contract = catalog.contract(journal, table.name)
     arriving.check_name(file, catalog.arrived(journal, table.name))
     key = personal.secret() if table.personal else b""
     rows = _veiled(arriving.read(file, contract), table, key)
-    past = Published(file.now, shards, lambda: profiled.whole(journal, stores.artifacts, table.name))
+    known = catalog.published(journal, table.name)
+    past = Published(file.now, known, lambda: profiled.whole(journal, stores.artifacts, table.name))
     judged = conform(rows, contract, table, past, _lacking(journal, table.name))
     if judged.refused:
         raise Refusal(judged.refused, rows)
-    arrived = judged.rows
+    return judged, past, rows
+
+
+def _checked(
+    file: Arrived,
+    judged: Conformed,
+    past: Published,
+    arrived: pa.Table,
+    stores: Stores,
+    position: int,
+    threads: ThreadPoolExecutor,
+) -> Outcome:
+    """Check the rows and publish what is left of them. Where no check sets rows aside, they are staged and profiled meanwhile."""
+    table = file.table
     rules = (NotNull(*dict.fromkeys([*table.keys, table.time])), *table.checks)
-    found, left = checks.run(rules if arrived.num_rows else (), Rows(arrived), past, time=table.time, hidden=table.keys)
-    if found.refused:
-        raise Refusal(found.refused, rows)
-    assert isinstance(left, Rows)
-    if arrived.num_rows and not left.table.num_rows:
-        raise Refusal((*found.aside, fault("rows", "every row would be set aside", "rows to publish")), rows)
-    aside = arrived.filter(found.rows_aside)
-    causes = pa.array(found.causes[found.rows_aside], pa.string())
-    return replace(judged, rows=left.table), found, aside.append_column(_CAUSE, causes)
+    work = None if checks.sets_aside(rules) else publishing.Work(file, judged.rows, stores, threads)
+    try:
+        found, left = checks.run(rules, Rows(judged.rows), past, time=table.time, hidden=table.keys)
+        assert isinstance(left, Rows)
+        if found.refused:
+            raise Refusal(found.refused, arrived)
+        if not left.table.num_rows:
+            raise Refusal((*found.aside, fault("rows", "every row would be set aside", "rows to publish")), arrived)
+        causes = pa.array(found.causes[found.rows_aside], pa.string())
+        aside = judged.rows.filter(found.rows_aside).append_column(_CAUSE, causes)
+        work = work or publishing.Work(file, left.table, stores, threads)
+        snapshot = publishing.publish(file, work, judged, found, aside, stores, position)
+    finally:
+        if work is not None:
+            work.give_up()
+    warnings = (*judged.warnings, *found.warnings, *found.aside)
+    return _outcome("published", file, work.rows.num_rows, snapshot=snapshot, warnings=warnings, aside=aside.num_rows)
 
 
 def _veiled(rows: pa.Table, table: Table, key: bytes) -> pa.Table:

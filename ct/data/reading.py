@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 MEMORY_BYTES = 4 << 30
@@ -207,7 +207,10 @@ def _clean(table: pa.Table) -> pa.Table:
 
 def _longest(chunk: pa.Array) -> int:
     values = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
-    return (pc.max(pc.binary_length(values)).as_py() or 0) if pa.types.is_string(values.type) else 0
+    if not pa.types.is_string(values.type) or not len(values):
+        return 0
+    bounds = np.frombuffer(values.buffers()[1], dtype=np.int32)[values.offset : values.offset + len(values) + 1]
+    return int(np.diff(bounds).max())
 
 
 def _long(name: str) -> Refused:

@@ -110,11 +110,19 @@ class Warehouse(Tables):
         return self._ancestors(name)[0].id
 
     @told
-    def stage(self, name: str, rows: pa.Table, attempt: str, *, order: Sequence[str] = ()) -> Staged:
+    def stage(
+        self,
+        name: str,
+        rows: pa.Table,
+        attempt: str,
+        *,
+        order: Sequence[str] = (),
+        agreed: Callable[[], None] | None = None,
+    ) -> Staged:
         """Write rows as a Parquet file of the table that no snapshot names yet. The same rows of the same attempt have the same address.
 
         Row groups of 131,072 rows, zstd, checksums on every page, statistics of the time columns only. `order` names the columns that
-        the rows are sorted by, which the file notes.
+        the rows are sorted by, which the file notes. `agreed` is asked before the file gets its name: if it raises, there is none.
         """
         with self._shards(name).draft() as file:
             pq.write_table(
@@ -125,10 +133,13 @@ class Warehouse(Tables):
                 write_statistics=times(rows.schema) or False,
                 write_page_checksum=True,
                 store_schema=False,  # a text of few values may come as a dictionary and is a text all the same
+                use_dictionary=[field.name for field in rows.schema if pa.types.is_dictionary(field.type)] or True,
                 sorting_columns=pq.SortingColumn.from_ordering(rows.schema, [(name, "ascending") for name in order])
                 if order
                 else None,
             )
+            if agreed is not None:
+                agreed()
             file.name = f"{attempt}-{file.sha256[:16]}.parquet"
         return Staged(self._shards(name).address(file.name), file.sha256, file.size, rows.num_rows)
 

@@ -50,7 +50,7 @@ def test_profiles_of_all_shards_merge(place: Place) -> None:
     for month in (1, 2):
         place.ingest(place.file(sales(month), f"sales-{month}.parquet"))
     digests = [event.data["profile"] for event in place.journal.read("table/sales", types=["ShardPublished"])]
-    first, second = (Profile.from_json(place.artifacts.get(digest)) for digest in digests)
+    first, second = (Profile.from_bytes(place.artifacts.get(digest)) for digest in digests)
     assert first.merge(second).rows == 600
 
 

@@ -39,8 +39,9 @@ class KeepLast:
     def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True for rows that another one replaces."""
         every = row_hash(rows, self._key)
-        broken = published(rows, self._key, every, past)
-        several = np.flatnonzero(repeated(rows, self._key, every))
+        sorted_hashes = np.sort(every)
+        broken = published(rows, self._key, every, sorted_hashes, past)
+        several = np.flatnonzero(repeated(rows, self._key, every, sorted_hashes))
         if len(several):
             hashes, order = every[several], rows[self.by][several]
             sorted_ = np.lexsort((several, order, hashes))

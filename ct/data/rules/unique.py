@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from ct.data.hashing import row_hash
 from ct.errors import InvalidPipeline
 from ct.roles import Columns, Past
 
+Hashes: TypeAlias = NDArray[np.int64]
 _BITS = 25
 
 
@@ -41,7 +43,9 @@ class Unique:
     def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True for every row whose values another one has."""
         hashes = row_hash(rows, self.names)
-        return repeated(rows, self.names, hashes) | published(rows, self.names, hashes, past, self.shards)
+        ordered = np.sort(hashes)
+        again = published(rows, self.names, hashes, ordered, past, self.shards)
+        return again | repeated(rows, self.names, hashes, ordered)
 
     def explain(self) -> str:
         """The rule."""
@@ -58,9 +62,8 @@ class Unique:
         return Example(cls("a"), {"a": keeps}, {"a": breaks})
 
 
-def repeated(rows: Columns, names: tuple[str, ...], hashes: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """True for rows of which there are several in the shard, shape [n]."""
-    ordered = np.sort(hashes)
+def repeated(rows: Columns, names: tuple[str, ...], hashes: Hashes, ordered: Hashes) -> NDArray[np.bool_]:
+    """True for rows of which there are several in the shard, shape [n]. `ordered` are their hashes, sorted."""
     candidate = among(hashes, ordered[1:][ordered[1:] == ordered[:-1]])
     if candidate.any():  # equal hashes are looked at once more, by value
         keys = _keys(only(rows, candidate), names)
@@ -70,12 +73,11 @@ def repeated(rows: Columns, names: tuple[str, ...], hashes: NDArray[np.int64]) -
 
 
 def published(
-    rows: Columns, names: tuple[str, ...], hashes: NDArray[np.int64], past: Past, shards: int | None = None
+    rows: Columns, names: tuple[str, ...], hashes: Hashes, ordered: Hashes, past: Past, shards: int | None = None
 ) -> NDArray[np.bool_]:
-    """True for rows whose values a published row has, shape [n]."""
+    """True for rows whose values a published row has, shape [n]. `ordered` are their hashes, sorted."""
     marked = np.zeros(1 << _BITS, dtype=np.bool_)
     marked[_places(hashes)] = True
-    ordered = np.sort(hashes)
     earlier: set[tuple[object, ...]] = set()
     for part in past.each(*names, shards=shards) if len(hashes) else ():
         theirs = row_hash(part, names)
@@ -91,7 +93,7 @@ def published(
     return candidate
 
 
-def among(hashes: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.bool_]:
+def among(hashes: Hashes, ordered: Hashes) -> NDArray[np.bool_]:
     """True for hashes that stand in a sorted array, shape [n]."""
     if not len(ordered):
         return np.zeros(len(hashes), dtype=np.bool_)
@@ -99,9 +101,9 @@ def among(hashes: NDArray[np.int64], ordered: NDArray[np.int64]) -> NDArray[np.b
     return np.asarray(ordered[at] == hashes, dtype=np.bool_)
 
 
-def _places(hashes: NDArray[np.int64]) -> NDArray[np.int64]:
+def _places(hashes: Hashes) -> Hashes:
     """Where a hash is marked: most published rows are told apart by this alone."""
-    places: NDArray[np.int64] = (hashes >> (64 - _BITS)) & ((1 << _BITS) - 1)
+    places: Hashes = (hashes >> (64 - _BITS)) & ((1 << _BITS) - 1)
     return places
 
 
