@@ -240,6 +240,19 @@ def test_quantiles_lie_between_the_edges_beside_the_true_ones(n: int, shape: str
         assert np.nextafter(ranked[int(low)], -np.inf) <= value <= ranked[int(np.ceil(high))]
 
 
+def test_edges_of_a_sample_cut_all_rows_into_nearly_equal_bins_and_its_frequent_values_are_the_frequent_ones() -> None:
+    rng, n = np.random.default_rng(5), 300_000  # more than the sample
+    names = np.array([f"v{i:03d}" for i in range(300)], dtype=object)
+    text = np.concatenate([rng.choice(names[:20], n // 2), rng.choice(names, n // 2)])
+    found = Profile.of({"x": np.sort(rng.lognormal(0, 2, n)), "c": text}).columns  # in order, as event times are
+    assert sum(found["x"].counts) == n  # type: ignore[arg-type]
+    assert np.allclose(found["x"].counts, n / 32, rtol=0.1)  # type: ignore[arg-type]
+    counts = found["c"].counts
+    assert isinstance(counts, dict)
+    assert set(names[:20]) < set(counts)
+    assert all(counts[name] == (text == name).sum() for name in names[:20])
+
+
 def test_nothing_has_no_quantiles() -> None:
     empty = Profile.of({"x": np.array([np.nan])}).columns["x"]
     assert isinstance(empty, Numbers)

@@ -126,3 +126,12 @@ def test_a_forgotten_value_is_in_no_profile_and_what_was_stored_still_merges(sal
     assert dict(after.counts) == {"a": before.counts["a"] + 2, "c": before.counts["c"] + 1}
     assert (after.other, after.missing) == (before.counts["b"], 0)
     assert profiled.forget(sales.journal, sales.artifacts, "sales", "shop", "b") == 0
+
+
+def test_the_rows_of_a_forgotten_value_are_among_the_others_however_small_the_stored_counts_are() -> None:
+    shop = np.array(["big"] * 100 + [f"v{i:03d}" for i in range(140)] * 3, dtype=object)
+    made = Profiles.from_bytes(Profiles.of({"shop": shop}).to_bytes())
+    assert made.counts.dtype == np.uint8
+    column = profiled.without(made, "shop", "big").whole.columns["shop"]
+    assert isinstance(column, Categories)
+    assert (column.count, column.other, len(column.counts)) == (520, 100 + 77 * 3, 63)

@@ -110,6 +110,16 @@ def test_missing_values_are_drift_of_their_own() -> None:
     assert "missing 0.0% → 30.0%" in found.note
 
 
+def test_missing_texts_are_no_rare_value() -> None:
+    """Beside many rare values: what was "other" before is missing now."""
+    rng = np.random.default_rng(17)
+    before = np.array([f"d{v}" for v in rng.integers(0, 600, 5000)], dtype=object)
+    now = np.where(rng.random(5000) < 0.15, None, rng.permutation(before))
+    found = against({"c": before}, {"c": now})["c"]
+    assert found.drifted
+    assert found.missing_now == pytest.approx(0.15, abs=0.02)
+
+
 def test_a_constant_that_moves_is_found() -> None:
     assert against({"x": np.full(100, 5.0)}, {"x": np.full(100, 3.0)})["x"].effect > 0.9
     assert not against({"x": np.full(100, 5.0)}, {"x": np.full(100, 5.0)})["x"].drifted
