@@ -114,7 +114,8 @@ class Frame:
 
     def _sample(self) -> Iterator[tuple[int, int, Ints]]:
         drawn = np.random.default_rng(0).random(SAMPLE)
-        rows = ((np.arange(SAMPLE) + drawn) * (self.count / SAMPLE)).astype(np.int64)
+        # A row at the border of two runs may be drawn by both; counted twice, it would look like a text of several rows.
+        rows = np.unique(((np.arange(SAMPLE) + drawn) * (self.count / SAMPLE)).astype(np.int64))
         for start, stop in self.blocks():
             yield start, stop, rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
 
