@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,10 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 from pyiceberg.catalog.sql import SqlCatalog
 
-from ct.data.sources import delta, extract, iceberg
+from ct.data.sources import delta
 from ct.data.sources.cursor import cursor, position
 from ct.data.sources.delta import DeltaTable
-from ct.data.sources.extract import GROUP_ROWS, write
 from ct.data.sources.iceberg import IcebergTable
 from ct.errors import Conflict, Corrupt, CtError, InvalidPipeline, InvalidRequest, InvalidShard, NotFound, Unavailable
 from tests.services import S3
@@ -295,23 +293,6 @@ def test_a_version_keeps_its_own_columns_and_partitions(lake: InDelta, tmp_path:
     assert sorted(project.ids) == list(range(1, 10))
 
 
-@pytest.mark.parametrize("sizes", [[7], [1, 131_071, 5], [131_072], [300_000], [0, 0], [100_000, 100_000, 100_000]])
-def test_bytes_depend_on_rows_not_on_how_they_come(sizes: list[int], tmp_path: Path) -> None:
-    whole = rows(list(range(sum(sizes))), note=pa.array([f"n{at % 50}" for at in range(sum(sizes))]))
-    batches, at = [], 0
-    for size in sizes:
-        batches += whole.slice(at, size).to_batches() or [whole.slice(0, 0).combine_chunks().to_batches()]
-        at += size
-    batches = [batch for batch in batches if isinstance(batch, pa.RecordBatch)]
-    one, two = tmp_path / "one", tmp_path / "two"
-    write(whole.schema, iter(whole.combine_chunks().to_batches()), one)
-    write(whole.schema.with_metadata({"a": "b"}), iter(batches), two)
-    assert one.read_bytes() == two.read_bytes()
-    assert pq.read_table(two).equals(whole)
-    groups = pq.ParquetFile(two).metadata
-    assert {groups.row_group(i).num_rows for i in range(groups.num_row_groups - 1)} <= {GROUP_ROWS}
-
-
 def test_tables_on_an_object_store(s3: S3, tmp_path: Path, here: None) -> None:
     uri = f"{s3.new()}/theirs"
     options = {"AWS_ALLOW_HTTP": "true"}
@@ -332,49 +313,6 @@ def test_tables_on_an_object_store(s3: S3, tmp_path: Path, here: None) -> None:
     table.append(rows([2]))
     project.take()
     assert project.ids == [1, 2]
-
-
-def test_a_child_process_reads_the_rows_and_dies_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The real one, of both kinds; and files of theirs that are broken."""
-    for kind in KINDS:
-        theirs = kind(tmp_path / kind.__name__)
-        theirs.add(rows([1]))
-        project = Project(tmp_path / f"ours of {kind.__name__}", theirs.source)
-        project.take()
-        theirs.add(rows([2]))
-        for file in (tmp_path / kind.__name__).rglob("*.parquet"):
-            file.write_bytes(b"PAR1" + b"\x00" * (file.stat().st_size - 8) + b"PAR1")
-        with pytest.raises(CtError, match=r"ended with code|cannot be read"):
-            project.take()
-        assert project.ids == [1]
-
-
-def test_the_child_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    theirs = InDelta(tmp_path / "theirs")
-    theirs.add(rows([1]))
-    project = Project(tmp_path / "ours", theirs.source)
-    monkeypatch.setattr(extract, "SECONDS", 0.01)
-    with pytest.raises(Unavailable, match="took over"):
-        project.take()
-    assert project.ids == []
-
-
-def test_the_child_gets_no_secret_but_those_of_the_source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    seen: dict[str, str] = {}
-
-    class Done:
-        returncode, stdout, stderr = 0, b"", b""
-
-    def run(command: list[str], **more: Any) -> Done:
-        seen.update(more["env"])
-        return Done()
-
-    monkeypatch.setattr(extract.subprocess, "run", run)
-    monkeypatch.setenv("CT_DATABASE_URL", "postgresql://ct:secret@db/ct")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "theirs")
-    extract.extract(DeltaTable("x"), "all/x/0", tmp_path, tmp_path / "out")
-    assert "secret" not in json.dumps(seen)
-    assert seen["AWS_SECRET_ACCESS_KEY"] == "theirs"
 
 
 def refuse(*_: object, **__: object) -> None:
@@ -403,16 +341,6 @@ def test_what_cannot_be_opened_says_so_without_secrets(tmp_path: Path, monkeypat
     with pytest.raises(Unavailable) as hidden:
         IcebergTable("lake", "shop.orders").pending(cursor_of(tmp_path / "d"))
     assert "ann:pw" not in str(hidden.value)
-
-
-def test_a_catalogue_may_be_named_by_the_environment(ice: InIceberg, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """pyiceberg reads its configuration once, when it is imported; so the child process is asked."""
-    ice.add(rows([1]))
-    monkeypatch.setattr(iceberg, "extract", extract.extract)
-    monkeypatch.setenv("PYICEBERG_CATALOG__THEIRS__URI", ice.source.properties["uri"])
-    where = ice.source.locate(newest(ice), cursor_of(tmp_path / "ours"))
-    target = extract.extract(IcebergTable("theirs", "shop.orders"), f"all/{where}", tmp_path, tmp_path / "out.parquet")
-    assert pq.read_table(target)["id"].to_pylist() == [1]
 
 
 def test_delta_needs_its_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
