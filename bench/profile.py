@@ -193,7 +193,7 @@ def _against(name: str, table: Any, path: Path, work: Callable[[Any], Any], roun
     profile, said = work(table), {}
     with _opponent(name, path) as ask:
         for _ in range(rounds):
-            ours.append(_seconds(lambda: work(table), 1))
+            ours.append(_seconds(lambda: work(table), 5))
             answer = ask()
             theirs.append(answer["seconds"])
             said = answer["columns"]
