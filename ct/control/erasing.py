@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from ct.control import keeping, runs
 from ct.control.act import Actor
-from ct.data import arriving, catalog, erasure, predictions, profiled, traces
+from ct.data import arriving, catalog, erasure, maintenance, predictions, profiled, traces
 from ct.data.arriving import Refusal
 from ct.data.erasure import Subject
 from ct.data.publishing import Stores
@@ -111,6 +112,7 @@ def carry_out(act: Actor, table: str, key: Sequence[str], *, landing: bool = Fal
     for address in held:
         _unquarantine(address, subject)
     _forget_profiles(act, subject)
+    _remove_torn(act, subject)
     on_step("looking for what is left")
     searched, left = _left(act, subject, () if landing else landed)
     done = Erasure(
@@ -173,6 +175,21 @@ def _forget_profiles(act: Actor, subject: Subject) -> None:
         found |= {data["profile"] for data in shards if "profile" in data}
     for digest in found - set(profiled.digests(act.journal, name).values()):
         delete(act.artifacts.address(digest))
+
+
+def _remove_torn(act: Actor, subject: Subject) -> None:
+    """Remove half-written files that hold the key: they are those of a process that died, this erasure's first attempt perhaps."""
+    wanted = subject.wanted()
+    for uri in _places(act):
+        for stray in maintenance.torn(Files(uri), datetime.max.replace(tzinfo=UTC)):
+            if traces.look(stray.address, wanted)[0]:
+                delete(stray.address)
+
+
+def _places(act: Actor) -> list[str]:
+    """Home and every part of the storage."""
+    names = ("warehouse", "artifacts", "features", "quarantine")
+    return sorted({str(act.settings.home), *(act.settings.place(name) for name in names)})
 
 
 def _counts(act: Actor, table: str, asked: Sequence[Any]) -> dict[str, int]:
@@ -276,9 +293,7 @@ def _forget_online(act: Actor, subject: Subject) -> None:
 def _left(act: Actor, subject: Subject, landed: Sequence[str]) -> tuple[dict[str, Any], tuple[tuple[str, str], ...]]:
     """Every byte of home and storage looked at, the journal, the profiles; landing files that were not to be touched count too."""
     settings, wanted = act.settings, subject.wanted()
-    places = {str(settings.home), *(settings.place(name) for name in ("warehouse", "artifacts", "features", "quarantine"))}
-    closed = settings.place("quarantine")
-    found = traces.search([Files(uri) for uri in sorted(places)], wanted, closed=closed)
+    found = traces.search([Files(uri) for uri in _places(act)], wanted, closed=settings.place("quarantine"))
     left = [*found.hits, *((address, "the file as it arrived") for address in landed)]
     if not wanted.short:
         for event in act.journal.read():

@@ -10,13 +10,12 @@ import pytest
 
 from ct.control import erasing, keeping
 from ct.control.act import Actor
-from ct.data import catalog, erasure, maintenance, predictions, shards, traces
-from ct.data.tables import Warehouse
+from ct.data import catalog, erasure, predictions, shards, traces
 from ct.errors import InvalidRequest
 from ct.features import build, online
 from ct.features.transform import lookups_of
 from ct.store.files import Files
-from tests.control import shop
+from tests.control import killed, shop
 
 KEY = "customer-7"
 WANTED = traces.Wanted(KEY, ("customer", "_key", "key", "unit"), (("customer", KEY),))
@@ -123,36 +122,31 @@ def test_readers_leave_the_rows_out_from_the_request_on(act: Actor) -> None:
     assert repr(build.read(shop.features(act)).to_pylist()) == filtered, "writing the rows out changes no row that is left"
 
 
-STEPS = [
-    (predictions, "_without"),
-    (Warehouse, "rewrite"),
-    (maintenance, "settle"),
-    (erasure, "request"),
-    (erasure, "write_out"),
-    (erasure, "drop"),
-    (erasing, "_forget_online"),
-    (erasing, "_unquarantine"),
-    (erasing, "_forget_profiles"),
-    (erasing, "_left"),
-    (erasing, "_record"),
-]
-
-
-@pytest.mark.parametrize(("where", "step"), STEPS, ids=[step for _, step in STEPS])
-def test_killed_at_any_step_and_run_again_it_ends_the_same(act: Actor, where, step, monkeypatch) -> None:
-    def killed(*_args, **_kwargs):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(where, step, killed)
-        with pytest.raises(KeyboardInterrupt):
-            erasing.carry_out(act, "sales", [KEY], landing=True)
-    done = erasing.carry_out(act, "sales", [KEY], landing=True)
-    assert done.left == ()
-    assert hits(act) == set()
-    assert act.warehouse.scan("sales").num_rows == 78
-    assert [shard.rows for shard in catalog.published(act.journal, "sales")] == [39, 39]
-    assert list(act.journal.read("table/sales"))[-1].type == "ErasureVerified"
+def test_killed_at_any_durable_operation_and_run_again_it_ends_the_same(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, through = 1, False
+    while not through:
+        shutil.rmtree(made)
+        shutil.copytree(made.with_name("kept"), made)
+        act = shop.opened(made)
+        with monkeypatch.context() as patch:
+            killed.at(patch, step)
+            try:
+                erasing.carry_out(act, "sales", [KEY], landing=True)
+                through = True
+            except killed.Killed:
+                pass
+        act.close()
+        act = shop.opened(made)
+        done = erasing.carry_out(act, "sales", [KEY], landing=True)
+        assert (done.left, hits(act)) == ((), set()), step
+        assert act.warehouse.scan("sales").num_rows == 78, step
+        assert [shard.rows for shard in catalog.published(act.journal, "sales")] == [39, 39], step
+        assert [record["id"] for record in predictions.everything(act.settings)] == ["p-1-11", "p-1-11"], step
+        assert list(act.journal.read("table/sales"))[-1].type == "ErasureVerified", step
+        assert done.versions == ("v1",), step
+        act.close()
+        step += killed.STRIDE
+    assert step > 30, "an erasure takes more durable operations than that"
 
 
 def test_a_segment_that_a_replica_still_writes_is_blanked_and_goes_on(act: Actor) -> None:

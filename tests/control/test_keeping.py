@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from ct.data import catalog, predictions, shards
 from ct.data.maintenance import Limits
 from ct.errors import NotFound
 from ct.features import build
-from tests.control import shop
+from tests.control import killed, shop
 
 LIMITS = Limits(small=1000, least=2, keep=1, age=timedelta(0), safety=timedelta(hours=1))
 
@@ -84,6 +85,38 @@ def test_in_the_end_only_what_is_needed_is_left(make: Callable[..., Actor]) -> N
     assert {path for path in left if path.endswith(".parquet")} == {shard_file}
     assert set(left) == act.warehouse.reachable("sales")
     assert act.warehouse.scan("sales").num_rows == 120
+
+
+def test_killed_at_any_durable_operation_it_loses_nothing(
+    make: Callable[..., Actor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    act = make()
+    shop.land(act, 1, 2, 3)
+    before, root = rows(act), act.settings.root
+    act.close()
+    shutil.copytree(root, tmp_path / "kept")
+    at_once = Limits(small=1000, least=2, keep=1, age=timedelta(0), safety=timedelta(seconds=-1))
+    step, through = 1, False
+    while not through:
+        shutil.rmtree(root)
+        shutil.copytree(tmp_path / "kept", root)
+        act = make()
+        with monkeypatch.context() as patch:
+            killed.at(patch, step)
+            try:
+                keeping.carry_out(act, keeping.plan(act, limits=at_once), limits=at_once)
+                through = True
+            except killed.Killed:
+                pass
+        assert rows(act) == before, step
+        for _ in range(2):
+            keeping.carry_out(act, keeping.plan(act, limits=at_once), limits=at_once)
+        assert rows(act) == before, step
+        assert act.warehouse.scan("sales").num_rows == 120, step
+        assert len(act.warehouse.files("sales")) == 1, step
+        act.close()
+        step += killed.STRIDE
+    assert step > 9
 
 
 def test_what_an_unfinished_run_froze_is_never_touched(make: Callable[..., Actor]) -> None:
