@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from ct.control import keeping, runs
 from ct.control.act import Actor
 from ct.data import arriving, catalog, erasure, maintenance, predictions, profiled, traces
-from ct.data.arriving import Refusal
+from ct.data.arriving import Reader, Refusal
 from ct.data.erasure import Subject
 from ct.data.publishing import Stores
 from ct.data.tables import ShardFile
@@ -246,7 +246,8 @@ def _holds(address: str, subject: Subject) -> bool:
         copy = Path(folder) / f"file{Path(address).suffix}"
         copy.write_bytes(get(address))
         try:
-            rows = arriving.read(arriving.arrived(copy, subject.table, origin="quarantine", now=0), None)
+            with closing(Reader()) as reader:
+                rows = arriving.read(arriving.arrived(copy, subject.table, origin="quarantine", now=0), None, reader)
         except (Refusal, CtError):
             return True
         decoded = Path(folder) / "decoded.parquet"

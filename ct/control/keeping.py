@@ -15,6 +15,7 @@ from ct.clock import duration
 from ct.control import runs
 from ct.control.act import Actor
 from ct.data import catalog, maintenance, predictions
+from ct.data.arriving import Reader
 from ct.data.maintenance import Cut, Expiry, Limits, Merge, Stray
 from ct.data.publishing import Stores
 from ct.errors import Conflict, NotFound
@@ -85,7 +86,7 @@ def _moment(us: int) -> str:
 
 def stores(act: Actor) -> Stores:
     """The actor's stores of tables."""
-    return Stores(act.settings, act.journal, act.warehouse, act.artifacts)
+    return Stores(act.settings, act.journal, act.warehouse, act.artifacts, Reader())
 
 
 def plan(act: Actor, *, table: str = "", limits: Limits | None = None) -> Plan:

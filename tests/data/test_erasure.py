@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from ct.data import catalog, erasure, maintenance, profiled, shards
+from ct.data.arriving import Reader
 from ct.data.maintenance import Limits
 from ct.data.publishing import Stores
 from ct.data.traces import search
@@ -37,7 +38,7 @@ def visits(month: int, n: int = 30) -> pa.Table:
 
 
 def stores(place: Place) -> Stores:
-    return Stores(place.settings, place.journal, place.warehouse, place.artifacts)
+    return Stores(place.settings, place.journal, place.warehouse, place.artifacts, Reader())
 
 
 def filled(place: Place, months: int = 3) -> Stores:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ct.data import catalog, maintenance, shards
+from ct.data.arriving import Reader
 from ct.data.maintenance import Limits, merges
 from ct.data.publishing import Stores
 from ct.errors import Conflict
@@ -29,7 +30,7 @@ NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
 
 def stores(place: Place) -> Stores:
-    return Stores(place.settings, place.journal, place.warehouse, place.artifacts)
+    return Stores(place.settings, place.journal, place.warehouse, place.artifacts, Reader())
 
 
 def filled(place: Place, months: range, n: int = 40) -> Place:
