@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -113,11 +114,15 @@ class Frame:
         return pa.chunked_array(parts)
 
     def _sample(self) -> Iterator[tuple[int, int, Ints]]:
-        drawn = np.random.default_rng(0).random(SAMPLE)
-        # A row at the border of two runs may be drawn by both; counted twice, it would look like a text of several rows.
-        rows = np.unique(((np.arange(SAMPLE) + drawn) * (self.count / SAMPLE)).astype(np.int64))
         for start, stop in self.blocks():
-            yield start, stop, rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
+            yield start, stop, self._drawn[np.searchsorted(self._drawn, start) : np.searchsorted(self._drawn, stop)] - start
+
+    @cached_property
+    def _drawn(self) -> Ints:
+        rows = ((np.arange(SAMPLE) + np.random.default_rng(0).random(SAMPLE)) * (self.count / SAMPLE)).astype(np.int64)
+        # A row at the border of two runs may be drawn by both; counted twice, it would look like a text of several rows.
+        drawn: Ints = rows[np.diff(rows, prepend=-1) > 0]
+        return drawn
 
 
 def _one(column: pa.ChunkedArray) -> pa.Array:
