@@ -198,7 +198,7 @@ def _counts(act: Actor, table: str, asked: Sequence[Any]) -> dict[str, int]:
     for event in asked:
         for digest, changed in event.data["shards"].items():
             found[names[digest]] = found.get(names[digest], 0) + changed["erased"]
-    return found
+    return {name: found[name] for name in names.values() if name in found}
 
 
 def _versions(act: Actor, table: str, touched: set[str]) -> tuple[str, ...]:

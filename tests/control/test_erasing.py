@@ -6,14 +6,18 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import ct
 from ct.control import erasing, keeping
 from ct.control.act import Actor
-from ct.data import catalog, erasure, predictions, shards, traces
+from ct.data import catalog, checks, erasure, predictions, shards, traces
 from ct.errors import InvalidRequest
 from ct.features import build, online
 from ct.features.transform import lookups_of
+from ct.ids import sha256_file
 from ct.store.files import Files
 from tests.control import killed, shop
 
@@ -172,11 +176,38 @@ def test_bytes_that_nobody_expected_are_found(act: Actor) -> None:
     assert done.left == ((str(act.settings.home / "notes.txt"), "bytes"),)
 
 
+def test_quarantine_loses_the_key_and_nothing_else(tmp_path: Path) -> None:
+    """Refused files are read by a process that may die of them; rows set aside are only thinned."""
+    act = shop.opened(tmp_path / "shop", shop.pipeline(checks=[checks.quarantine(ct.Within("price", 9, 1e6), up_to=0.5)]))
+    shop.land(act, 1)
+    files = {}
+    for name, rows in (("with", shop.rows(2)), ("without", shop.rows(3).slice(10))):
+        files[name] = act.settings.root / f"{name}.parquet"
+        pq.write_table(rows.append_column("odd", pa.array(rows["customer"])), files[name], compression="zstd")
+        assert act.ingest("sales", files[name]).kind == "quarantined"
+    files["broken"] = act.settings.root / "broken.parquet"
+    files["broken"].write_bytes(files["without"].read_bytes()[:-20])
+    assert act.ingest("sales", files["broken"]).kind == "quarantined"
+    (aside,) = catalog.aside(act.journal, "sales")
+    assert aside["rows"] == 9
+    done = erasing.carry_out(act, "sales", [KEY], landing=True)
+    assert done.left == ()
+    assert done.rows == {}, "the key's row was never published"
+    left = {path.stem.partition(".")[0]: path for path in (act.settings.home / "quarantine" / "sales").iterdir()}
+    digests = {name: sha256_file(path) for name, path in files.items()}
+    assert digests["without"] in left
+    assert digests["with"] not in left
+    assert digests["broken"] not in left, "nobody can tell what is in it"
+    thinned = pq.read_table(aside["file"])["customer"].to_pylist()
+    assert thinned == [f"buyer-1-{i:03d}" for i in (0, 1, 2, 3, 4, 5, 6, 8)]
+    act.close()
+
+
 def test_a_shard_of_that_key_alone_goes_and_does_not_come_back(tmp_path: Path) -> None:
     act = shop.opened(tmp_path / "shop")
     shop.land(act, 1)
     alone = act.settings.root / "alone.parquet"
-    erasing.pq.write_table(shop.rows(2).filter([i == 7 for i in range(40)]), alone)
+    pq.write_table(shop.rows(2).filter([i == 7 for i in range(40)]), alone)
     assert act.ingest("sales", alone).kind == "published"
     done = erasing.carry_out(act, "sales", [KEY], landing=True)
     assert done.rows == {"m1": 1, "alone": 1}
