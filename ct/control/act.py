@@ -14,6 +14,7 @@ from ct.control import decide, filling, retrain, rollouts, runs, watching
 from ct.control.arriving import Looks
 from ct.control.retrain import Place, Report, Step
 from ct.control.sweeping import Swept, sweep
+from ct.data.arriving import Reader
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.errors import Conflict, CtError, NotFound, TrainingFailed
@@ -49,8 +50,14 @@ class Actor:
         self._inside = False
         self._fault: CtError | None = None
 
+    @cached_property
+    def _reader(self) -> Reader:
+        return Reader()
+
     def close(self) -> None:
         """Give connections back. The endpoint and a local Ray that serves stay up."""
+        if "_reader" in vars(self):
+            self._reader.close()
         self.journal.close()
 
     @cached_property
@@ -164,13 +171,16 @@ class Actor:
             warehouse=self.warehouse,
             artifacts=self.artifacts,
             clock=self.clock,
+            reader=self._reader,
         )
         if outcome.kind == "quarantined":
             found = "; ".join(reason.found for reason in outcome.reasons)
             self.alert("WARN", f"shard {outcome.shard} of {table} is quarantined", detail=found, owner=declared.owner)
         elif outcome.warnings:
             found = "; ".join(reason.found for reason in outcome.warnings)
-            self.alert("WARN", f"shard {outcome.shard} of {table} is published with a warning", detail=found, owner=declared.owner)
+            self.alert(
+                "WARN", f"shard {outcome.shard} of {table} is published with a warning", detail=found, owner=declared.owner
+            )
         if outcome.kind == "published" and online.in_use(self.settings):
             self.materialize()
         return outcome

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,27 +89,26 @@ def check_name(file: Arrived, shards: tuple[ShardFile, ...]) -> None:
         raise Refusal((fault("file", found, "a new name for new rows"),))
 
 
-def read(file: Arrived, contract: pa.Schema | None) -> pa.Table:
+def read(file: Arrived, contract: pa.Schema | None, reader: Reader) -> pa.Table:
     """The file's rows as they came. Raises Refusal, or InvalidShard when somebody writes to the file meanwhile."""
     personal = {part.column for part in file.table.personal}
-    types = {field.name: str(field.type) for field in contract or ()}
-    types = {name: text for name, text in types.items() if name not in personal}
+    types = {field.name: str(field.type) for field in contract or () if field.name not in personal}
     if file.path.suffix == ".csv":
         types |= dict.fromkeys(personal, "string")
     asked = {"types": types, "hidden": [*file.table.keys, *personal], "quiet": bool(personal)}
     with _nameless() as target:
         before = file.path.stat()
-        child = _child(file.path, target, asked)
+        code, said = reader.ask(file.path, target, asked)
         after = file.path.stat()
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise InvalidShard(
                 f"{file.path.name} changed while it was read", "a finished file", "rename files into place once whole"
             )
-        if child.returncode == reading.REFUSED:
-            said = json.loads(child.stdout)
-            raise Refusal((fault("readable", said["found"], f"{said['expected']}; {said['remedy']}"),))
-        if child.returncode != 0:
-            found = f"the process that read it ended with code {child.returncode}"
+        if code == reading.REFUSED:
+            why = json.loads(said)
+            raise Refusal((fault("readable", why["found"], f"{why['expected']}; {why['remedy']}"),))
+        if code != 0:
+            found = f"the process that read it ended with code {code}"
             raise Refusal((fault("readable", found, "a file that is read within the limits of memory and time"),))
         try:
             with pa.memory_map(f"/dev/fd/{target}") as source:
@@ -117,14 +119,71 @@ def read(file: Arrived, contract: pa.Schema | None) -> pa.Table:
     return rows
 
 
-def _child(path: Path, target: int, asked: dict[str, object]) -> subprocess.CompletedProcess[bytes]:
-    # -P keeps this package's folder, whose modules are called like some of Python's own, off the child's path.
-    command = [sys.executable, "-P", reading.__file__, str(path.resolve()), f"/dev/fd/{target}", json.dumps(asked)]
-    environ = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
-    try:
-        return subprocess.run(command, capture_output=True, timeout=READ_SECONDS, env=environ, pass_fds=(target,), check=False)
-    except subprocess.TimeoutExpired:
-        raise Refusal((Reason("readable", f"reading took over {READ_SECONDS} s", 0),)) from None
+class Reader:
+    """Has files read by processes that may die of them: one a file, each forked from one that has imported what it needs. Close it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._asking: socket.socket | None = None
+
+    def ask(self, path: Path, target: int, asked: dict[str, object]) -> tuple[int, str]:
+        """The exit code of the process that read `path` into the open file `target`, and what it says. Raises Refusal after READ_SECONDS."""
+        line = json.dumps({**asked, "path": str(path.resolve())}).encode() + b"\n"
+        with self._lock:
+            asking = self._asking or self._start()
+            try:
+                asking.settimeout(READ_SECONDS)
+                sent = socket.send_fds(asking, [line], [target])
+                asking.sendall(line[sent:])
+                answer = b""
+                while not answer.endswith(b"\n"):
+                    if not (part := asking.recv(1 << 16)):
+                        raise ConnectionResetError
+                    answer += part
+            except TimeoutError:
+                self._stop()
+                raise Refusal((Reason("readable", f"reading took over {READ_SECONDS} s", 0),)) from None
+            except OSError:
+                self._stop()
+                return -signal.SIGKILL, ""
+            except BaseException:
+                self._stop()
+                raise
+        found = json.loads(answer)
+        return int(found["code"]), str(found["said"])
+
+    def _start(self) -> socket.socket:
+        self._asking, theirs = socket.socketpair()
+        # -P keeps this package's folder, whose modules are called like some of Python's own, off the process's path.
+        command = [sys.executable, "-P", reading.__file__, str(theirs.fileno())]
+        environ = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ} | {"OMP_NUM_THREADS": "1"}
+        nothing = subprocess.DEVNULL
+        with theirs:
+            self._process = subprocess.Popen(
+                command,
+                stdin=nothing,
+                stdout=nothing,
+                stderr=nothing,
+                env=environ,
+                pass_fds=(theirs.fileno(),),
+                start_new_session=True,
+            )
+        return self._asking
+
+    def _stop(self) -> None:
+        if self._asking is not None:
+            self._asking.close()
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._process = self._asking = None
+
+    def close(self) -> None:
+        """End the processes."""
+        with self._lock:
+            self._stop()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import keyword
 import math
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from itertools import combinations
 from pathlib import Path
 
@@ -31,7 +32,8 @@ def infer(path: Path, name: str, *, clock: Clock | None = None) -> str:
     file = arriving.arrived(path, Table(name, key="key", time="time"), origin="", now=now)
     try:
         arriving.check_name(file, ())
-        rows = arriving.read(file, None)
+        with closing(arriving.Reader()) as reader:
+            rows = arriving.read(file, None, reader)
     except arriving.Refusal as refused:
         raise InvalidShard(f"{path.name}: {refused.reasons[0].found}", "", "mend the file") from None
     return declaration(name, rows, now)

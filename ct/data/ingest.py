@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ct.clock import Clock, SystemClock
 from ct.data import arriving, catalog, checks, personal, profiled, publishing
-from ct.data.arriving import Arrived, Refusal, fault
+from ct.data.arriving import Arrived, Reader, Refusal, fault
 from ct.data.checks import Reason
 from ct.data.columns import Rows
 from ct.data.contract import Conformed, conform
@@ -65,10 +65,11 @@ def ingest(
     artifacts: Artifacts,
     clock: Clock | None = None,
     origin: str = "file",
+    reader: Reader | None = None,
 ) -> Outcome:
     """Check a file and publish it as one shard of `table`, or quarantine it. The same bytes twice are a no-op.
 
-    `origin` says where the file comes from, for the shard's tags. A quarantined file is looked at again only once the table's declaration
+    `origin` says where the file comes from, for the shard's tags; `reader` is one to be used again. A quarantined file is looked at again only once the table's declaration
     has changed. Raises InvalidShard when there is no such file or somebody writes to it, InvalidPipeline when a check or the function of
     tags cannot be run, InvalidSettings when a table has personal columns and the project no secret, Conflict when other machines' ingests
     keep overtaking.
@@ -76,8 +77,11 @@ def ingest(
     now = (clock or SystemClock()).now()
     microseconds = round(now.timestamp() * 1e6)
     file = arriving.arrived(path, table, origin=origin, now=microseconds)
-    stores = Stores(settings, journal, warehouse, artifacts)
-    with _turn(settings.home / "incoming" / table.name):
+    with (
+        nullcontext(reader) if reader is not None else closing(Reader()) as reading,
+        _turn(settings.home / "incoming" / table.name),
+    ):
+        stores = Stores(settings, journal, warehouse, artifacts, reading)
         for _ in range(_TRIES):
             try:
                 return _once(file, stores)
@@ -137,7 +141,7 @@ def _conformed(file: Arrived, stores: Stores) -> tuple[Conformed, Published, pa.
     contract = catalog.contract(journal, table.name)
     arriving.check_name(file, catalog.arrived(journal, table.name))
     key = personal.secret() if table.personal else b""
-    rows = _veiled(arriving.read(file, contract), table, key)
+    rows = _veiled(arriving.read(file, contract, stores.reader), table, key)
     known = catalog.published(journal, table.name)
     past = Published(file.now, known, lambda: profiled.whole(journal, stores.artifacts, table.name))
     judged = conform(rows, contract, table, past, _lacking(journal, table.name))

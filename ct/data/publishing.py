@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ct.data import catalog, profiled
-from ct.data.arriving import SUFFIXES, Arrived, Refusal
+from ct.data.arriving import SUFFIXES, Arrived, Reader, Refusal
 from ct.data.checks import Findings
 from ct.data.columns import Rows, codes, kind_of
 from ct.data.contract import Conformed
@@ -40,12 +40,13 @@ _OWN = ("source", "origin", "owner", "window", "freshness", "slices", "spans")
 
 @dataclass(frozen=True)
 class Stores:
-    """Where a project keeps what."""
+    """Where a project keeps what, and who reads what arrives."""
 
     settings: Settings
     journal: Journal
     warehouse: Warehouse
     artifacts: Artifacts
+    reader: Reader
 
     @property
     def quarantine(self) -> Files:

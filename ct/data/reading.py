@@ -1,14 +1,16 @@
 """Reads one untrusted file in a process of its own: limits on memory and time, plain pyarrow, primitive types only.
 
-Run as a script, `reading.py IN OUT ASKED`: writes a clean Arrow IPC file to OUT, or exits 3 with one JSON line {found, expected, remedy}.
-Nothing of `ct` or Ray is imported here, so nothing in a file can reach Ray's own readers, and the process starts in a fraction of a second.
+Run as a script, `reading.py SOCKET`, it forks a process for each file that it is asked for, which writes a clean Arrow IPC file or says why not.
+Nothing of `ct` or Ray is imported here, so nothing in a file can reach Ray's own readers; pyarrow is imported once and not for every file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import resource
+import socket
 import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -30,6 +32,8 @@ TYPES = {str(type_): type_ for type_ in (pa.bool_(), pa.int64(), pa.float64(), p
 texts of few values come as dictionaries."""
 _FREE_BYTES = 64 << 20
 _CODE_BYTES = 3
+_SAID_BYTES = 1 << 14
+_THREADS = 4
 _CSV_FAULT = re.compile(r"In CSV column #(\d+): CSV conversion error to ([^:]+): [^']*'(.*)'", re.DOTALL)
 
 
@@ -67,6 +71,8 @@ def read(path: Path, asked: Asked) -> pa.Table:
         table = readers[path.suffix](path, asked)
         table.validate()
         return _clean(table)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise Refused(f"the file is corrupt: {said}", "a whole, valid file", "send it again") from None
@@ -231,18 +237,52 @@ def _spelled(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return next((column.cast(target) for fits, target in wanted.items() if fits(type_)), column)
 
 
-def main(source: Path, target: str, asked: Asked) -> int:
-    """The process's work; returns its exit code."""
+def serve(handle: int) -> None:
+    """Answer what is asked over a socket, one line of JSON and a file to write to at a time, until the one that asks is gone."""
+    with socket.socket(fileno=handle) as asking:
+        while True:
+            line, targets, _, _ = socket.recv_fds(asking, 1 << 16, 1)
+            while line and not line.endswith(b"\n"):
+                line += asking.recv(1 << 16)
+            if not line:
+                return
+            code, said = _forked(asking, targets[0], json.loads(line))
+            asking.sendall(json.dumps({"code": code, "said": said.decode(errors="replace")}).encode() + b"\n")
+
+
+def _forked(asking: socket.socket, target: int, asked: dict[str, Any]) -> tuple[int, bytes]:
+    """The exit code of the process that read the file, and what it says."""
+    source, sink = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            asking.close()
+            os.close(source)
+            code = main(Path(asked.pop("path")), f"/dev/fd/{target}", sink, Asked(**asked))
+        finally:
+            os._exit(code)
+    os.close(sink)
+    os.close(target)
+    with os.fdopen(source, "rb") as words:
+        said = words.read(_SAID_BYTES)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), said
+
+
+def main(source: Path, target: str, sink: int, asked: Asked) -> int:
+    """One file's work; returns the exit code. Why it is refused is written to `sink` as {found, expected, remedy}."""
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    pa.set_cpu_count(min(os.cpu_count() or 1, _THREADS))
     try:
         table = read(source, asked)
         with pa.OSFile(target, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
     except (Refused, MemoryError) as refused:
-        print(json.dumps(dict(zip(("found", "expected", "remedy"), _words(refused, asked.quiet), strict=True))))
+        words = dict(zip(("found", "expected", "remedy"), _words(refused, asked.quiet), strict=True))
+        os.write(sink, json.dumps(words).encode())
         return REFUSED
     return 0
 
@@ -260,4 +300,4 @@ def _words(refused: Refused | MemoryError, quiet: bool) -> tuple[Any, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], Asked(**json.loads(sys.argv[3]))))
+    serve(int(sys.argv[1]))

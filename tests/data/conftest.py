@@ -13,6 +13,7 @@ import pytest
 
 from ct import NotNull, Steady, Unique, Within
 from ct.clock import Clock
+from ct.data.arriving import Reader
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
 from ct.pipeline import Table
@@ -20,6 +21,8 @@ from ct.settings import Settings, load
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
 
+READER = Reader()
+"""One for all tests of a process; it starts when it is first asked and ends with them."""
 TIME = pa.timestamp("us", tz="UTC")
 DAY = 86_400_000_000
 SALES = Table(
@@ -68,7 +71,7 @@ class Place:
         pq.write_table(rows, path)
         return path
 
-    def ingest(self, path: Path, table: Table = SALES, clock: Clock | None = None) -> Outcome:
+    def ingest(self, path: Path, table: Table = SALES, clock: Clock | None = None, reader: Reader | None = None) -> Outcome:
         return ingest(
             path,
             table,
@@ -77,6 +80,7 @@ class Place:
             warehouse=self.warehouse,
             artifacts=self.artifacts,
             clock=clock,
+            reader=reader or READER,
         )
 
     def events(self, table: str = "sales") -> list[str]:

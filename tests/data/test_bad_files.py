@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
-import subprocess
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -255,26 +254,32 @@ def test_b11_a_bomb_is_told_by_its_footer(tmp_path: Path) -> None:
     assert "unpacks to" in refused(tmp_path / "bomb.parquet", data)
 
 
-@pytest.mark.parametrize("how", ["killed", "memory", "time"])
-def test_b11_a_child_that_dies_takes_nobody_along(started: Place, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    plain = subprocess.run
+DYING = {
+    "killed": ("os.kill(os.getpid(), 9)", "ended with code -9"),
+    "crashed": ("os.kill(os.getpid(), 11)", "ended with code -11"),
+    "broken": ("1 / 0", "ended with code 1"),
+    "memory": ("bytearray(8 << 30)", "needs too much memory"),
+    "time": ("time.sleep(60)", "reading took over"),
+    "all": ("os.killpg(0, 9)", "ended with code -9"),
+}
 
-    def dying(command: list[str], **options: object) -> subprocess.CompletedProcess[bytes]:
-        code = {
-            "killed": f"import os; os.kill(os.getpid(), {int(signal.SIGKILL)})",
-            "memory": "import runpy, sys; sys.argv = sys.argv[1:]; import pyarrow\n"
-            "import resource; resource.setrlimit = lambda *_, old=resource.setrlimit: old(resource.RLIMIT_AS, (10**8, 10**8))\n"
-            "runpy.run_path(sys.argv[0], run_name='__main__')",
-            "time": "import time; time.sleep(60)",
-        }[how]
-        return plain([command[0], "-c", code, *command[2:]], **{**options, "timeout": 0.5 if how == "time" else 60})  # type: ignore[call-overload,no-any-return]
 
-    path = started.file(sales(2), "sales-2.parquet")
-    with monkeypatch.context() as patch:
-        patch.setattr(arriving.subprocess, "run", dying)
-        said = unchanged(started, started.ingest(path, PLAIN))
-    assert {"killed": "ended with code -9", "memory": "", "time": "reading took over"}[how] in said
-    assert started.ingest(started.file(sales(3), "sales-3.parquet"), PLAIN).kind == "published"
+@pytest.mark.parametrize("how", DYING)
+def test_b11_a_process_that_dies_of_a_file_takes_nobody_along(
+    started: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    script, (body, says) = tmp_path / "dying.py", DYING[how]
+    script.write_text(
+        f"import os, runpy, sys, time\nfound = runpy.run_path({reading.__file__!r})\n"
+        f"def read(path, asked):\n    if 'good' in path.name: return real(path, asked)\n    {body}\n"
+        "real, place = found['read'], found['serve'].__globals__\nplace['read'] = read\nplace['serve'](int(sys.argv[1]))\n"
+    )
+    monkeypatch.setattr(arriving, "READ_SECONDS", 5 if how == "time" else 60)
+    with monkeypatch.context() as patch, closing(arriving.Reader()) as reader:
+        patch.setattr(reading, "__file__", str(script))
+        path = started.file(sales(2), "sales-2.parquet")
+        assert says in unchanged(started, started.ingest(path, PLAIN, reader=reader))
+        assert started.ingest(started.file(sales(3), "good.parquet"), PLAIN, reader=reader).kind == "published"
 
 
 class Marking:

@@ -137,12 +137,19 @@ def test_a_column_that_was_probably_renamed_is_asked_for(place: Place, policy: d
 
 
 def test_a_column_is_told_by_what_it_holds_too(place: Place) -> None:
-    def other_name(rows: pa.Table) -> pa.Table:
-        return rows.rename_columns([{"city": "wo", "price": "zahl"}.get(name, name) for name in rows.column_names])
+    def drawn(rows: pa.Table) -> pa.Table:
+        return put(rows, "price", pa.array(np.random.default_rng(rows.num_rows).normal(50, 5, rows.num_rows)))
 
-    found = said(second(place, other_name, added="accept", missing="null"))
+    def other_names(rows: pa.Table) -> pa.Table:
+        return drawn(rows).rename_columns([{"city": "wo", "price": "zahl"}.get(name, name) for name in rows.column_names])
+
+    found = said(second(place, other_names, first=drawn, added="accept", missing="null"))
     assert "'city' is missing and 'wo' is new" in found
     assert "'price' is missing and 'zahl' is new" in found
+    other = put(other_names(sales(3)), "zahl", pa.array(np.arange(300) * 7.0))
+    mild = replace(PLAIN, policy=SchemaPolicy(added="accept", missing="null"))
+    again = place.ingest(place.file(other, "sales-3.parquet"), mild)
+    assert "'price' is missing and 'zahl' is new" not in said(again)
 
 
 def test_a_question_of_renaming_is_answered_in_the_policy(place: Place) -> None:
