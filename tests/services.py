@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -162,12 +161,8 @@ def s3_server() -> Iterator[S3]:
                 time.sleep(0.05)
         yield S3(f"http://127.0.0.1:{port}")
     finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(10)
-        except subprocess.TimeoutExpired:
-            server.kill()
-            server.wait()
+        server.kill()
+        server.wait()
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from ct import category, numeric, window
 from ct.data import catalog
+from ct.data.arriving import Arrived
 from ct.features import build as features
 from ct.pipeline import Label, Pipeline
 from ct.store.files import get
@@ -32,6 +36,11 @@ LINE = Pipeline(
     gate=Part(),
     rollout=Part(),
 )
+
+
+def read_here(file: Arrived, *_: object) -> pa.Table:
+    """Stands for the child process that reads an arriving file: nothing it does outlasts it."""
+    return pq.read_table(file.path)
 
 
 def built(place: Place, *, parallel: bool = False) -> features.FeatureSet:
