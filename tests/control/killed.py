@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-STRIDE = 1 if os.environ.get("CT_FAULTS") == "all" else 9
+STRIDE = 1 if os.environ.get("CT_FAULTS") == "all" else 13
 
 
 class Killed(BaseException):

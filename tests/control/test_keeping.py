@@ -116,7 +116,7 @@ def test_killed_at_any_durable_operation_it_loses_nothing(
         assert len(act.warehouse.files("sales")) == 1, step
         act.close()
         step += killed.STRIDE
-    assert step > 9
+    assert step > 13
 
 
 def test_what_an_unfinished_run_froze_is_never_touched(make: Callable[..., Actor]) -> None:
