@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ct import NotNull, Steady, Unique, Within
+from ct import NotNull, SchemaPolicy, Steady, Unique, Within, quarantine, warn
 from ct.clock import Clock
 from ct.data.arriving import Reader
 from ct.data.ingest import Outcome, ingest
@@ -32,6 +32,13 @@ SALES = Table(
     owner="shop",
     checks=[NotNull("shop", "city"), Within("price", 0, 1000), Unique("id"), Steady("price", by="shop", within=0.25)],
 )
+
+MILD = replace(
+    SALES,
+    checks=[quarantine(Within("price", 0, 35), up_to=0.5), warn(Within("count", 0, 5))],
+    policy=SchemaPolicy(added="accept"),
+)
+"""Takes a new column, sets aside the quarter of the rows that is dear, and warns."""
 
 
 def sales(month: int = 1, n: int = 300) -> pa.Table:

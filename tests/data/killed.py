@@ -1,6 +1,7 @@
 """Run as a script: ingests a file in one forked process after the other, the n-th of which is killed (SIGKILL) at its n-th step.
 
-`killed.py FILE FOLDER` uses the project folder FOLDER/n for the n-th, stops once one comes through, and prints how many were killed.
+`killed.py FILE FOLDER [FIRST]` uses the project folder FOLDER/n for the n-th, stops once one comes through, and prints how many were killed.
+With FIRST, that file is published undisturbed before, and the table is MILD.
 A step is the moment before and the moment after each call that changes something outside the process.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 from pyiceberg.catalog.sql import SqlCatalog
 
 sys.path.insert(0, str(Path(__file__).parent))
-from conftest import Place
+from conftest import MILD, SALES, Place
 
 from ct.data.tables import Warehouse
 from ct.store.artifacts import Artifacts
@@ -56,14 +57,17 @@ def kill_at(step: int) -> None:
         setattr(owner, name, counted(getattr(owner, name), last=owner is Journal))
 
 
-def main(file: Path, folder: Path) -> None:
+def main(file: Path, folder: Path, first: Path | None = None) -> None:
     step, killed = 0, True
     while killed:
         step += 1
         child = os.fork()
         if child == 0:
+            place = Place.at(folder / str(step))
+            if first is not None:
+                place.ingest(first, MILD)
             kill_at(step)
-            Place.at(folder / str(step)).ingest(file)
+            place.ingest(file, MILD if first is not None else SALES)
             os._exit(0)
         _, status = os.waitpid(child, 0)
         killed = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL
@@ -73,4 +77,4 @@ def main(file: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main(*map(Path, sys.argv[1:]))

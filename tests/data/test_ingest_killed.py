@@ -15,14 +15,14 @@ import pytest
 from ct.data import catalog
 from ct.store.journal import Journal
 
-from .conftest import Place, sales
+from .conftest import MILD, Place, sales
 
 SCRIPT = Path(__file__).with_name("killed.py")
 
 
-def kill_everywhere(file: Path, folder: Path) -> int:
+def kill_everywhere(file: Path, folder: Path, *first: Path) -> int:
     """Projects FOLDER/1 … FOLDER/n whose ingest was killed at its first … last step; returns n."""
-    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(file), str(folder)]
+    command = [sys.executable, "-W", "ignore", str(SCRIPT), str(file), str(folder), *map(str, first)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
@@ -52,6 +52,25 @@ def test_killed_at_any_step_and_started_again(make_place: Callable[[str], Place]
         place = make_place(str(step))
         assert place.ingest(file).kind in (("published", "duplicate") if good else ("quarantined",)), step
         assert state(place) == state(undisturbed), step
+        place.journal.verify()
+
+
+def test_killed_while_a_column_is_added_and_rows_are_set_aside(make_place: Callable[[str], Place], tmp_path: Path) -> None:
+    first, file = tmp_path / "sales-1.parquet", tmp_path / "sales-2.parquet"
+    pq.write_table(sales(1), first)
+    pq.write_table(sales(2).append_column("colour", pa.array(["red"] * 300)), file)
+    undisturbed = make_place("undisturbed")
+    undisturbed.ingest(first, MILD)
+    outcome = undisturbed.ingest(file, MILD)
+    assert (outcome.rows, outcome.aside, len(outcome.warnings)) == (225, 75, 2)
+    steps = kill_everywhere(file, tmp_path, first)
+    assert steps >= 12
+    for step in range(1, steps + 1):
+        place = make_place(str(step))
+        assert place.ingest(file, MILD).kind in ("published", "duplicate"), step
+        assert state(place) == state(undisturbed), step
+        *_, event = place.journal.read("table/sales", types=["ShardPublished"])
+        assert pq.read_table(event.data["aside"]["file"]).num_rows == 75
         place.journal.verify()
 
 
