@@ -15,7 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ct import settings as settings_module
 from ct.data import predictions
 from ct.data.predictions import Inbox, PredictionIds
 from ct.data.tables import Warehouse
@@ -43,8 +42,8 @@ def log(folder: Path, *records: dict[str, Any], replica: str = "r") -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Settings:
-    return settings_module.load(tmp_path, environ={})
+def place(anywhere) -> Settings:
+    return anywhere.settings
 
 
 def names(records: list[dict[str, Any]]) -> list[str]:
