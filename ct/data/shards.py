@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from ct.data.columns import kind_of
 from ct.data.reading import TIME, TYPES
 from ct.data.tables import ShardFile
-from ct.errors import Corrupt
+from ct.errors import Corrupt, Unavailable
 from ct.store.files import open_input
 
 
@@ -135,8 +135,10 @@ def pieces(shard: ShardFile, column: str = "") -> tuple[Piece, ...]:
         return reader.pieces(column)
 
 
-def _corrupt(shard: ShardFile, error: Exception) -> Corrupt:
+def _corrupt(shard: ShardFile, error: Exception) -> Corrupt | Unavailable:
     said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    if "AWS Error" in said:  # bytes that did not come are no wrong bytes
+        return Unavailable(f"{shard.path}: {said}", "an object store that answers", "see to it, then run it again")
     return Corrupt(
         f"shard {shard.shard!r} of table {shard.table!r}: {said}", "the bytes that were published", "restore it from a backup"
     )
