@@ -160,8 +160,11 @@ class Actor:
             f"the pipeline has no table {name!r}", f"one of {[t.name for t in self.pipeline.all_tables]}", "check the spelling"
         )
 
-    def ingest(self, table: str, path: Path) -> Outcome:
-        """Check a file and publish or quarantine it. A quarantine, a warning and rows set aside alert the table's owner."""
+    def ingest(self, table: str, path: Path, *, origin: str = "file") -> Outcome:
+        """Check a file and publish or quarantine it. A quarantine, a warning and rows set aside alert the table's owner.
+
+        `origin` says where the file came from.
+        """
         declared = self.table(table)
         outcome = ingest(
             path,
@@ -171,6 +174,7 @@ class Actor:
             warehouse=self.warehouse,
             artifacts=self.artifacts,
             clock=self.clock,
+            origin=origin,
             reader=self._reader,
         )
         if outcome.kind == "quarantined":

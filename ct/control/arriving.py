@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ct.control.decide import Arrival
+from ct.data.ingest import Outcome
 from ct.data.sources.cursor import Taker, source_of
 from ct.data.sources.folder import Folder
 from ct.errors import CtError
@@ -60,7 +61,12 @@ class Looks:
     def taker(self) -> Taker:
         """What takes arrivals, alerts their owners and keeps the online store up to date."""
         act = self._act
-        return Taker(act.settings, act.journal, lambda table, path: act.ingest(table.name, path), self._refused, self._digest)
+
+        def ingest(table: Table, path: Path) -> Outcome:
+            origin = table.source.explain() if table.source is not None else f"landing/{table.name}/"
+            return act.ingest(table.name, path, origin=origin)
+
+        return Taker(act.settings, act.journal, ingest, self._refused, self._digest)
 
     def _refused(self, table: Table, item: Item) -> None:
         self._act.alert("WARN", f"{item.name} of {table.name} was not fetched", detail=item.refused, owner=table.owner)

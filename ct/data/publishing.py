@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from ct.data import catalog, profiled
 from ct.data.arriving import SUFFIXES, Arrived, Reader, Refusal
@@ -245,8 +246,7 @@ def _own_tags(table: Table, rows: Columns) -> Mapping[str, Any]:
 
 def ordered(rows: pa.Table, table: Table) -> pa.Table:
     """The rows by event time, then by the key's text, so that readers can leave out what they do not need."""
-    keys = [rows[name] if name in rows.column_names else None for name in table.keys]
-    texts = [key.cast(pa.string()) for key in keys if key is not None]
+    texts = [rows[name].cast(pa.string()) for name in table.keys]
     at = Rows(rows)[table.time]
     if _in_order(at, texts):
         return rows
@@ -255,22 +255,15 @@ def ordered(rows: pa.Table, table: Table) -> pa.Table:
     return rows.combine_chunks().take(order)
 
 
-def _in_order(at: np.ndarray[Any, np.dtype[np.int64]], texts: list[pa.ChunkedArray]) -> bool:
-    tied = at[1:] == at[:-1]
-    if not bool((tied | (at[1:] > at[:-1])).all()):
+def _in_order(at: NDArray[np.int64], texts: list[pa.ChunkedArray]) -> bool:
+    if not bool((at[1:] >= at[:-1]).all()):
         return False
+    tied = np.flatnonzero(at[1:] == at[:-1])  # rows that the one behind them ties with
     for text in texts:
-        if not tied.any():
-            return True
-        place = pa.array(np.flatnonzero(tied))
-        here, after = text.take(place), text.take(pc.add(place, 1))
-        if not pc.all(pc.less_equal(here, after)).as_py():
+        here, after = text.take(pa.array(tied)), text.take(pa.array(tied + 1))
+        if len(tied) and not pc.all(pc.less_equal(here, after)).as_py():
             return False
-        tied[tied] = (
-            pc.equal(here, after).to_numpy(zero_copy_only=False)
-            if isinstance(here, pa.Array)
-            else pc.equal(here, after).to_numpy()
-        )
+        tied = tied[np.asarray(pc.equal(here, after).to_numpy(), dtype=np.bool_)]
     return True
 
 

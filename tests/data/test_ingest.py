@@ -12,12 +12,16 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ct.data import catalog
 from ct import Within
+from ct.data import catalog
 from ct.data.columns import to_columns
 from ct.data.profile import Profile
+from ct.data.publishing import ordered
 from ct.errors import InvalidPipeline, InvalidShard
+from ct.pipeline import Table
 from ct.store.lineage import read as lineage
 
 from .conftest import DAY, SALES, TIME, Place, sales
@@ -334,3 +338,23 @@ def test_a_bomb_is_refused(place: Place) -> None:
     assert "unpacks to" in outcome.reasons[0].found
     (place.root / "long.csv").write_text("id,at\n" + "x" * 2_000_000 + ",2013-01-01T00:00:00Z\n")
     assert "a cell of over" in place.ingest(place.root / "long.csv").reasons[0].found
+
+
+KEYS = st.lists(st.tuples(st.sampled_from(["a", "b", "é", ""]), st.integers(-3, 3), st.integers(0, 3)), min_size=1, max_size=12)
+
+
+@given(KEYS)
+def test_rows_are_kept_by_time_then_key(drawn: list[tuple[str, int, int]]) -> None:
+    rows = pa.table(
+        {
+            "name": pa.chunked_array([[key for key, _, _ in drawn[:3]], [key for key, _, _ in drawn[3:]]], pa.string()),
+            "number": pa.array([number for _, number, _ in drawn]),
+            "at": pa.array([at for _, _, at in drawn]).cast(TIME),
+        }
+    )
+    table = Table("t", key=("name", "number"), time="at")
+    found = ordered(rows, table)
+    keys = [(at, key.encode(), str(number)) for key, number, at in drawn]
+    told = [(int(at.timestamp() * 1e6), key.encode(), str(number)) for key, number, at in zip(*(found[name].to_pylist() for name in ("name", "number", "at")), strict=True)]  # fmt: skip
+    assert told == sorted(keys)
+    assert ordered(found, table) is found
