@@ -23,7 +23,7 @@ from rich.table import Table
 
 import shards
 from ct import settings
-from ct.control import loop, report, retrain, watching
+from ct.control import erasing, loop, report, retrain, skew, watching
 from ct.control.act import Actor
 from ct.data import catalog
 from ct.registry import routes, versions
@@ -50,6 +50,8 @@ class Demo:
         self.traffic: list[Answers] = []
         self.rollback_seconds: float | None = None
         self.quarantined: list[str] = []
+        self.skewed: list[str] = []
+        self.traces = 0
         self.last_id = ""
 
     def say(self, text: str) -> None:
@@ -129,6 +131,13 @@ def promote_under_traffic(demo: Demo) -> None:
     demo.land(4)
     demo.turn()
     demo.count(traffic.halt())
+    found = skew.measure(demo.act.place)
+    demo.skewed = list(found.skewed)
+    late = sum(feature.late for feature in found.features)
+    demo.say(
+        f"skew: {found.compared:,} of April's {found.predictions - found.pending:,} answers made again from the shards, {len(found.features)} features bit for bit: "
+        f"{', '.join(demo.skewed) or 'no difference'}; late data explain {late:,} values"
+    )
 
 
 def broken_shard(demo: Demo) -> None:
@@ -194,6 +203,18 @@ def summer(demo: Demo) -> None:
         demo.say(f"drift of {item['shard']} from {item['reference']}: {what or 'none'}. {item['cause']}")
 
 
+def forget(demo: Demo) -> None:
+    """One flight is erased: from tables, features, the prediction log and the online store; then every byte that is left is looked at."""
+    key = pq.read_table(demo.months["flights"][4], columns=["flight_id"])["flight_id"][0].as_py()
+    begun = time.monotonic()
+    done = erasing.carry_out(demo.act, "flights", [key], landing=True)
+    demo.traces = len(done.left)
+    demo.say(
+        f"{key}: {sum(done.rows.values())} row and {done.predictions} log records erased in {time.monotonic() - begun:.1f} s; "
+        f"traces left: {len(done.left)}; models that saw it: {', '.join(done.versions)}"
+    )
+
+
 def live(demo: Demo) -> None:
     """Live quality by version."""
     for version, seen in watching.live_quality(demo.act.place).items():
@@ -234,6 +255,8 @@ def close(demo: Demo, kept: bool) -> dict[str, Any]:
         "rolled_back": [rollout.version for rollout in history if rollout.outcome == "rolled_back"],
         "rollback_seconds": round(demo.rollback_seconds, 3) if demo.rollback_seconds is not None else None,
         "quarantined": demo.quarantined,
+        "skewed": demo.skewed,
+        "traces_of_the_erased": demo.traces,
         "drift": sorted({column for item in watching.drifts(act.journal, name) for column in item["drifted"]}),
         "requests": sum(answers.requests for answers in demo.traffic),
         "failed_requests": sum(answers.failed for answers in demo.traffic),
@@ -244,7 +267,7 @@ def close(demo: Demo, kept: bool) -> dict[str, Any]:
     out.print_json(json.dumps(facts))
     root = os.path.relpath(demo.settings.root)
     out.print(
-        f"Look on: [bold]ct status --verify --root {root}[/], [bold]ct rollout history --root {root}[/], [bold]ct drift --root {root}[/]; docs/."
+        f"Look on: [bold]ct status --verify --root {root}[/], [bold]ct rollout history --root {root}[/], [bold]ct drift --root {root}[/], [bold]ct tables flights --root {root}[/]; docs/."
     )
     if kept:
         out.print(f"The endpoint is up at {demo.settings.endpoint}; stop it with [bold]ct deploy --down --root {root}[/].")
@@ -279,6 +302,7 @@ STEPS: Iterable[tuple[str, Callable[[Demo], None]]] = (
     ("4  A broken shard is stopped", broken_shard),
     ("5  A harmful candidate is rolled back by itself", harmful_candidate),
     ("6  Summer: drift is found, explained, and answered", summer),
+    ("7  A flight is forgotten", forget),
 )
 
 

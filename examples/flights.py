@@ -13,9 +13,19 @@ flights = ct.Table(
         ct.Within("distance", 1, 6000),
         ct.Steady("distance", by=("origin", "dest")),
         ct.Unique("flight_id"),
+        ct.Present("origin"),
+        ct.quarantine(ct.Compare("scheduled_departure", "<", "arrival_time")),  # such rows are set aside, the others land
+        ct.warn(ct.RowCount(factor=2)),
     ],
+    slices=["carrier", "origin"],
 )
-weather = ct.Table("weather", key="origin", time="observed_at", owner="met", checks=[ct.NotNull("origin")])
+weather = ct.Table(
+    "weather",
+    key="origin",
+    time="observed_at",
+    owner="met",
+    checks=[ct.NotNull("origin"), ct.warn(ct.Usual("wind_speed"))],
+)
 
 pipeline = ct.Pipeline(
     name="flight-delay",
@@ -32,12 +42,14 @@ pipeline = ct.Pipeline(
         ct.window(flights, "arr_delay", by="tailnum", over="7d", agg="mean", known_at="arrival_time"),
         ct.window(flights, "arr_delay", by=("carrier", "flight"), over="30d", agg="mean", known_at="arrival_time"),
         ct.window(flights, "arr_delay", by=("origin", "carrier"), over="1d", agg="mean", known_at="arrival_time"),
-        ct.window(flights, "arr_delay", by="origin", over="1h", agg="mean", known_at="arrival_time"),
-        ct.window(flights, "arr_delay", by="origin", over="3h", agg="mean", known_at="arrival_time"),
+        ct.window(flights, "arr_delay", by="origin", over=("1h", "3h"), known_at="arrival_time"),
         ct.window(flights, "arr_delay", by="origin", over="3h", agg="count", known_at="arrival_time"),
-        ct.window(flights, "arr_delay", by="dest", over="3h", agg="mean", known_at="arrival_time"),
-        ct.window(flights, "arr_delay", by="dest", over="1d", agg="mean", known_at="arrival_time"),
+        ct.about(
+            ct.window(flights, "arr_delay", by="dest", over=("3h", "1d"), known_at="arrival_time"),
+            description="how late flights to the same airport have just been",
+        ),
     ],
+    rows=ct.newest("200d", older=0.5, by="carrier"),
     segments=["carrier", "origin"],
     holdout="28d",  # judged on four weeks: in two, one storm decides the calibration
     model=ct.Torch(DelayNet, epochs=3, lr=ct.Search(3e-4, 1e-2, log=True), seed=7),

@@ -71,9 +71,18 @@ def skew(
                 output.line(f"{version} cannot be compared: {reason}")
             output.table(
                 "features",
-                ("feature", "compared", "equal", "late data", "different", "share", "for example"),
+                ("feature", "compared", "equal", "late data", "too old to tell", "different", "share", "for example"),
                 (
-                    (f.name, f.compared, f.equal, f.late, f.different, f.share, ", ".join(name for _, name in f.examples[:2]))
+                    (
+                        f.name,
+                        f.compared,
+                        f.equal,
+                        f.late,
+                        f.forgotten,
+                        f.different,
+                        f.share,
+                        ", ".join(name for _, name in f.examples[:2]),
+                    )
                     for f in found.features
                 ),
             )

@@ -13,6 +13,8 @@ import typer
 from ct.errors import CtError
 
 Step = Callable[[str], None]
+WIDE = 160
+"""Letters a line where no terminal says how wide it is."""
 
 
 def show(data: Any, as_json: bool, view: Callable[[], None]) -> None:
@@ -26,12 +28,16 @@ def show(data: Any, as_json: bool, view: Callable[[], None]) -> None:
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Print a table."""
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    grid = Table(*columns, title=title, title_justify="left", header_style="bold")
-    for row in rows:
-        grid.add_row(*(_cell(item) for item in row))
-    Console().print(grid)
+    cells = [[_cell(item) for item in row] for row in rows]
+    short = all(len(row[0]) <= WIDE // 4 for row in cells if row)
+    # What a row is about is not cut off, unless it is a sentence.
+    heads = [Column(name, no_wrap=short and at == 0) for at, name in enumerate(columns)]
+    grid = Table(*heads, title=title, title_justify="left", header_style="bold")
+    for row in cells:
+        grid.add_row(*row)
+    Console(width=None if sys.stdout.isatty() else WIDE).print(grid)
 
 
 def line(text: str) -> None:

@@ -2,6 +2,7 @@
 
 What a prediction was asked with is its row; its history is what the shards hold now. A difference is late data where the online store,
 as it was when the answer was given, lacked rows that the shards have and held none that they lack; any other difference is skew.
+Where the store has been trimmed since, nobody can tell any more.
 """
 
 from __future__ import annotations
@@ -41,19 +42,21 @@ SAMPLE, AT_ONCE, WORST, EXPLAINED = 5_000, 1_000, 5, 500
 
 @dataclass(frozen=True)
 class FeatureSkew:
-    """One feature column: of `compared` predictions `equal` ones, `late` ones (late data explains them), and the others. `examples` are
-    (how far apart, prediction id) of those others, the farthest first; infinitely far where one side is missing or text."""
+    """One feature column: of `compared` predictions `equal` ones, `late` ones (late data explains them), `forgotten` ones (they differ, and
+    the online store no longer holds what it knew then), and the others. `examples` are (how far apart, prediction id) of those others, the
+    farthest first; infinitely far where one side is missing or text."""
 
     name: str
     compared: int = 0
     equal: int = 0
     late: int = 0
+    forgotten: int = 0
     examples: tuple[tuple[float, str], ...] = ()
 
     @property
     def different(self) -> int:
         """Predictions that differ and late data do not explain it."""
-        return self.compared - self.equal - self.late
+        return self.compared - self.equal - self.late - self.forgotten
 
     @property
     def share(self) -> float:
@@ -89,6 +92,7 @@ class Skew:
                 "compared": item.compared,
                 "equal": item.equal,
                 "late": item.late,
+                "forgotten": item.forgotten,
                 "different": item.different,
                 "share": item.share,
                 "examples": [{"prediction": name, "gap": gap if math.isfinite(gap) else None} for gap, name in item.examples],
@@ -274,13 +278,15 @@ def _compared(version: _Version, records: Sequence[Record], tables: _Tables, sto
             logged = _column([record["features"].get(column.name) for record in records], _KINDS[column.kind])
             gaps = _gaps(made[column.name], logged)
             apart = np.flatnonzero(gaps > 0)
+            old = {int(at) for at in apart if store is not None and _is_forgotten(feature, int(times[at]), store)}
+            asked = [int(at) for at in apart if int(at) not in old] if store is not None and feature.lookups() else []
             late = {
-                int(at)
-                for at in (apart[:EXPLAINED] if store is not None and feature.lookups() else ())
+                at
+                for at in asked[:EXPLAINED]
                 if _is_late(feature, column, _row(rows, at), times[[at]], records[at], history, store)
             }
-            worst = sorted((-float(gaps[at]), records[at]["id"]) for at in apart.tolist() if at not in late)[:WORST]
-            counts = (len(records), len(records) - len(apart), len(late))
+            worst = sorted((-float(gaps[at]), records[at]["id"]) for at in apart.tolist() if at not in late | old)[:WORST]
+            counts = (len(records), len(records) - len(apart), len(late), len(old))
             found.append(FeatureSkew(column.name, *counts, tuple((-gap, name) for gap, name in worst)))
     return found
 
@@ -313,6 +319,12 @@ def _gaps(made: NDArray[Any], logged: NDArray[Any]) -> NDArray[np.float64]:
     return np.where(equal, 0.0, np.where(np.isnan(far), np.inf, np.maximum(far, np.finfo(np.float64).tiny)))
 
 
+def _is_forgotten(feature: Feature, time: int, store: OnlineStore) -> bool:
+    """Has the store been trimmed of rows that a row at `time` could see?"""
+    trimmed = {held.name: held.trimmed for held in store.freshness()}
+    return any(trimmed.get(name_of(lookup), 0) > time - span_us(lookup) for lookup in feature.lookups())
+
+
 def _is_late(
     feature: Feature, column: Column, row: Columns, time: Ints, record: Record, history: _AsOf, store: OnlineStore | None
 ) -> bool:
@@ -322,9 +334,6 @@ def _is_late(
     """
     assert store is not None, "who has no store does not ask"
     lookups, moment = feature.lookups(), record["t"]
-    trimmed = {held.name: held.trimmed for held in store.freshness()}
-    if any(trimmed.get(name_of(lookup), 0) > int(time[0]) - span_us(lookup) for lookup in lookups):
-        return False
     logged = _column([record["features"].get(column.name)], _KINDS[column.kind])
     for until in {moment, moment - int(record["latency_ms"] * 1000)}:
         past = store.history_at(row, lookups, until)
@@ -338,4 +347,11 @@ def _added(one: FeatureSkew | None, other: FeatureSkew) -> FeatureSkew:
     if one is None:
         return other
     worst = sorted([*one.examples, *other.examples], key=lambda item: (-item[0], item[1]))[:WORST]
-    return FeatureSkew(one.name, one.compared + other.compared, one.equal + other.equal, one.late + other.late, tuple(worst))
+    return FeatureSkew(
+        one.name,
+        one.compared + other.compared,
+        one.equal + other.equal,
+        one.late + other.late,
+        one.forgotten + other.forgotten,
+        tuple(worst),
+    )

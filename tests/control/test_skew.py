@@ -19,6 +19,7 @@ from ct.control import skew
 from ct.control.retrain import Place
 from ct.data.ingest import ingest
 from ct.data.tables import Warehouse
+from ct.features import online
 from ct.registry import routes, versions
 from ct.serving.replica import Replica
 from ct.store.artifacts import Artifacts
@@ -155,6 +156,20 @@ def test_rows_that_came_too_late_for_the_answer_are_late_data_and_no_skew(world:
     assert found.skewed == ()
     later = [row for row in rows if row["bus"] == "b0" and row["leaves"] > rows[6]["arrives"]]
     assert (by_name(found)[WINDOW].late, by_name(found)[WINDOW].equal) == (len(later), 24 - len(later))
+
+
+def test_what_the_store_has_forgotten_is_too_old_to_tell(world: World) -> None:
+    rows = trips()
+    world.live(rows, push=lambda row: None if row["trip"] == "t6" else row)
+    world.publish(rows)
+    store = online.opened(world.place.settings)
+    store.trim(max(row["leaves"] for row in rows) + 1_000 * HOUR)
+    store.close()
+    found = skew.measure(world.place)
+    later = [row for row in rows if row["bus"] == "b0" and row["leaves"] > rows[6]["arrives"]]
+    item = by_name(found)[WINDOW]
+    assert (item.forgotten, item.late, item.different) == (len(later), 0, 0)
+    assert found.skewed == ()
 
 
 def test_without_a_store_that_tells_a_late_row_counts_as_skew(world: World) -> None:
