@@ -133,7 +133,7 @@ class Warehouse(Tables):
                 write_statistics=times(rows.schema) or False,
                 write_page_checksum=True,
                 store_schema=False,  # a text of few values may come as a dictionary and is a text all the same
-                use_dictionary=[field.name for field in rows.schema if pa.types.is_dictionary(field.type)] or True,
+                use_dictionary=_repeating(rows.schema) or False,
                 sorting_columns=pq.SortingColumn.from_ordering(rows.schema, [(name, "ascending") for name in order])
                 if order
                 else None,
@@ -278,6 +278,13 @@ def _audit(table: IcebergTable, base: int, head: int, staged: Staged, audit: Cal
     if audit is not None:
         with files.open_input(staged.address) as file:
             audit(pq.read_table(file))
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """The columns worth a dictionary: those that have one, else those whose values are likely to repeat."""
+    known = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    rare = (pa.types.is_floating, pa.types.is_temporal)
+    return known or [field.name for field in schema if not any(is_rare(field.type) for is_rare in rare)]
 
 
 def _total(table: IcebergTable, snapshot_id: int) -> int:
