@@ -97,7 +97,7 @@ def _within(rows: Rows, column: str) -> Iterator[str]:
     values = values[np.isfinite(values)]
     if not len(values):
         return
-    first, last = np.quantile(values, [0.01, 0.99])
+    first, last = (float(value) for value in np.quantile(values, [0.01, 0.99], method="nearest"))
     low, high = float(values.min()), float(values.max())
     wider = 0.5 * (last - first) or 0.5 * max(abs(low), abs(high), 1.0)
     bottom = low - wider if low < 0 else max(0.0, low - wider)

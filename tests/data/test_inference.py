@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ct
@@ -102,6 +103,8 @@ def test_a_broken_file_teaches_nothing(tmp_path: Path) -> None:
 NUMBERS = st.lists(st.none() | st.floats(allow_nan=False) | st.integers(-(2**40), 2**40).map(float), min_size=1, max_size=30)
 
 
+@example([sys.float_info.max, -sys.float_info.max], [""], 0)
+@example([5e-324, None, np.inf], ["x"], 0)
 @given(NUMBERS, st.lists(st.text(max_size=8), min_size=1, max_size=5), st.integers(-(10**17), 10**17))
 def test_whatever_a_first_file_holds_its_declaration_holds_for_it(
     numbers: list[float | None], texts: list[str], start: int
