@@ -11,7 +11,7 @@ READY := $(VENV)/.ready
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## /  make \1  -  /p' Makefile
 
-demo: $(READY) ## the whole loop on real flights, about four minutes; KEEP=1 leaves the endpoint up
+demo: $(READY) ## the whole loop on real flights, about three minutes; KEEP=1 leaves the endpoint up
 	KEEP=$(KEEP) $(BIN)/python examples/demo.py
 
 test: $(READY) ## all tests
