@@ -95,7 +95,9 @@ def test_four_processes_publish_side_by_side(place) -> None:
         time.sleep(0.01)
     (place.root / "go").touch()
     assert [process.wait(120) for process in processes] == [0, 0, 0, 0]
-    wanted = sorted(f"{name}-{i}" for name in (*(f"p{at}-{n}" for at in range(4) for n in range(2)), "shared") for i in range(10))
+    wanted = sorted(
+        f"{name}-{i}" for name in (*(f"p{at}-{n}" for at in range(4) for n in range(2)), "shared") for i in range(10)
+    )
     assert sorted(place.warehouse.scan("t", columns=("id",))["id"].to_pylist()) == wanted
     assert len(place.warehouse.attempts("t")) == 9
     assert branches(place.warehouse, "t") == {"main"}

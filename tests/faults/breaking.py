@@ -38,10 +38,12 @@ def break_at(step: int, how: str) -> None:
     """Let this process be hurt at the `step`-th durable operation, counted from 1."""
     passed = 0
 
-    def hurt(name: str) -> None:
+    def hurt(name: str, args: tuple[Any, ...]) -> None:
         if how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if name == "do_commit":
+            if getattr(args[0], "name", "") == "postgresql":
+                args[-1].close()  # what is not committed is rolled back by the server
             raise sa.exc.OperationalError("COMMIT", {}, Exception("the connection is lost"))
         if name == "_send":  # what it says once it has tried for long enough
             raise Unavailable("broken for a test", "an object store that answers", "try again")
@@ -52,11 +54,11 @@ def break_at(step: int, how: str) -> None:
             nonlocal passed
             passed += 1
             if passed == step and how != "lose":
-                hurt(name)
+                hurt(name, args)
             mine = passed
             result = call(*args, **kwargs)
             if mine == step and how == "lose":
-                hurt(name)
+                hurt(name, args)
             return result
 
         return called
