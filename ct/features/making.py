@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from ct.data.columns import NO_TIME
 from ct.data.shards import opened
+from ct.data.tables import verified
 from ct.features.frame import Frame, as_coded
 from ct.features.history import TableHistory
 from ct.features.parts import Chunk, Recipe, Task
@@ -120,7 +121,7 @@ def _rows(chunk: Chunk, recipe: Recipe, features: Sequence[Feature]) -> Frame:
         coded |= dict.fromkeys(feature.inputs())
         coded |= dict.fromkeys(name for lookup in feature.lookups() for name in lookup.by)
     names = (*dict.fromkeys([*recipe.keys, recipe.time, recipe.label.column, recipe.label.known_at, *coded]),)
-    with opened(chunk.shard, coded=[name for name in coded if name not in recipe.keys]) as reader:
+    with opened(verified(chunk.shard), coded=[name for name in coded if name not in recipe.keys]) as reader:
         check(reader, names)
         rows = reader.read(names, start=chunk.start, stop=chunk.stop)
     frame = Frame(rows)

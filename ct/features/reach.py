@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ct.data.hashing import row_hash
 from ct.data.shards import Piece, Reader, opened
-from ct.data.tables import ShardFile
+from ct.data.tables import ShardFile, verified
 from ct.errors import InvalidPipeline
 from ct.features.frame import Frame, concat
 from ct.features.parts import Task
@@ -39,8 +39,11 @@ class Reach:
         """In how many turns the entities are taken; one where the lookups know entities by different columns."""
         if len({lookup.by for lookup in lookups}) > 1:
             return 1
-        rows = sum(self._rows(lookup) for lookup in {(x.table, x.known_at): x for x in lookups}.values())
-        return max(1, -(-rows // HISTORY_ROWS))
+        most: dict[tuple[str, str], int] = {}
+        for lookup in lookups:
+            name = (lookup.table, lookup.known_at)
+            most[name] = max(most.get(name, 0), self._rows(lookup))
+        return max(1, -(-sum(most.values()) // HISTORY_ROWS))
 
     def frame(self, table: str, every: Sequence[Lookup], turn: int, turns: int) -> Frame:
         """The columns of `table` that lookups read, of the rows that were known within their reach and whose entity's turn it is."""
@@ -101,14 +104,14 @@ class Reach:
         for shard, piece in self._seen(table, known_at, span):
             pieces.setdefault(shard.identity, []).append((shard, piece))
         for found in pieces.values():
-            with opened(found[0][0], coded=coded) as reader:
+            with opened(verified(found[0][0]), coded=coded) as reader:
                 check(reader, names)
                 for _, piece in found:
                     rows = reader.read(names, start=piece.start, stop=piece.stop)
                     if span is not None:
                         moments = rows[known_at].cast(pa.int64())
                         rows = rows.filter(pc.and_(pc.greater_equal(moments, span[0]), pc.less(moments, span[1])))
-                    frame = Frame(rows)
+                    frame = Frame(_all_coded(rows, coded))
                     if turns > 1:
                         frame = frame.take(np.flatnonzero(turn_of(frame, by, turns) == turn))
                     frames.append(Frame(frame.table.select(kept), {key: frame.hash(key)} if span is not None else {}))
@@ -121,9 +124,18 @@ def turn_of(rows: Frame, by: Sequence[str], turns: int) -> NDArray[np.uint64]:
     return found
 
 
+def _all_coded(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The rows with the texts among `names` dictionary-coded, in a column that the table gained after the shard too."""
+    for name in names:
+        if pa.types.is_string(rows.schema.field(name).type):
+            rows = rows.set_column(rows.schema.get_field_index(name), name, rows[name].dictionary_encode())
+    return rows
+
+
 def _nothing(lookups: Sequence[Lookup], names: Sequence[str], key: tuple[str, ...]) -> Frame:
     """No rows at all, with columns of the right kinds."""
-    types = dict.fromkeys((name for lookup in lookups for name in lookup.columns), pa.float64())
+    types = {part[0]: pa.float64() for lookup in lookups for part in lookup.where if not isinstance(part[2], str)}
+    types |= dict.fromkeys((name for lookup in lookups for name in lookup.columns), pa.float64())
     types |= dict.fromkeys((lookup.known_at for lookup in lookups), pa.timestamp("us", tz="UTC"))
     empty = pa.table({name: pa.array([], types.get(name, pa.string())) for name in names})
     return Frame(empty, {key: np.empty(0, np.int64)} if key else {})
