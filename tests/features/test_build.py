@@ -14,7 +14,7 @@ import worlds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_online import reports, trips
-from worlds import FEATURES, HOUR, SKY, START, TRIPS, bits, shard, with_legs
+from worlds import FEATURES, HOUR, SKY, START, TRIPS, bits, shard, text, with_legs
 
 from ct import about, numeric, window
 from ct.data.columns import NO_TIME, to_columns
@@ -225,22 +225,71 @@ def test_a_changed_feature_renews_its_own_files_only(shards, tmp_path):
     assert [part.built for part in once_more.parts] == [()] * 3, "who owns it and what it is said to mean changes nothing"
 
 
+def cut(shards, tmp_path):
+    """The shards in row groups of twenty rows."""
+    made = {}
+    for table, files in shards.items():
+        made[table] = []
+        for file in files:
+            path = tmp_path / f"cut-{file.shard}.parquet"
+            pq.write_table(pq.read_table(file.path), path, row_group_size=20)
+            made[table].append(replace(file, path=str(path)))
+    return made
+
+
 @pytest.mark.parametrize(("chunk", "history"), [(40, 1 << 21), (1 << 20, 30), (40, 30)])
 def test_chunks_and_turns_do_not_show(shards, tmp_path, monkeypatch, chunk, history):
     """A shard in pieces, and entities in turns, as for data beyond memory: the same table."""
     expected = read(build(LINE, shards, folder=tmp_path / "whole", parallel=False))
-    cut = {}
-    for table, files in shards.items():
-        cut[table] = []
-        for file in files:
-            path = tmp_path / f"cut-{file.shard}.parquet"
-            pq.write_table(pq.read_table(file.path), path, row_group_size=20)
-            cut[table].append(replace(file, path=str(path)))
     monkeypatch.setattr("ct.features.parts.CHUNK_ROWS", chunk)
     monkeypatch.setattr("ct.features.reach.HISTORY_ROWS", history)
-    made = build(LINE, cut, folder=tmp_path / "cut", parallel=False)
+    made = build(LINE, cut(shards, tmp_path), folder=tmp_path / "cut", parallel=False)
     assert len(made.parts) == (15 if chunk == 40 else 3)
     assert same(read(made), expected)
+
+
+@pytest.mark.parametrize("over", [("40h", "1h"), ("1h", "40h")])
+def test_turns_are_counted_by_the_longest_span_wherever_it_stands(shards, tmp_path, monkeypatch, over):
+    line = worlds.pipeline(features=[window(TRIPS, "late", by="town", over=over, agg="count", known_at="arrives")])
+    expected = read(build(line, shards, folder=tmp_path / "whole", parallel=False))
+    monkeypatch.setattr("ct.features.parts.CHUNK_ROWS", 20)
+    monkeypatch.setattr("ct.features.reach.HISTORY_ROWS", 150)  # within reach of forty hours there are more, of one hour fewer
+    assert same(read(build(line, cut(shards, tmp_path), folder=tmp_path / "turns", parallel=False)), expected)
+
+
+@pytest.mark.parametrize("table", ["sky", "trips"])
+def test_a_condition_on_a_number_meets_an_empty_history(tmp_path, table):
+    feature = {
+        "sky": window(SKY, "wind", by="town", over="1h", agg="count", where=[("rain", ">", 0.5)]),
+        "trips": window(TRIPS, "late", by="town", over="1h", agg="count", known_at="arrives", where=[("leg", ">", 0.5)]),
+    }[table]
+    one = {name: values[:1] for name, values in month(0).items()}
+    files = {"trips": [shard(TRIPS, one, tmp_path / "a.parquet")], "sky": []}
+    made = read(build(worlds.pipeline(features=[feature]), files, folder=tmp_path / "f", parallel=False))
+    assert made[feature.outputs()[0].name].to_pylist() == [0.0]
+
+
+@pytest.mark.parametrize("feature", [
+    window(TRIPS, "late", by="line", over="80h", known_at="arrives"),
+    window(TRIPS, "late", by="town", over="80h", known_at="arrives", where=[("line", "==", "1")]),
+    window(TRIPS, "leg2", by="town", over="80h", known_at="arrives"),
+])  # fmt: skip
+def test_a_column_that_the_table_gained_is_missing_in_earlier_rows(tmp_path, feature):
+    """A text or number that an earlier shard lacks counts as missing there, in history too."""
+    name = next(name for name in ("line", "leg2") if name in feature.lookups()[0].reads)
+    old, new = month(0), month(1)
+    missing = text([None] * 200) if name == "line" else np.full(200, np.nan)
+    types = dict.fromkeys(("trip", "town", "line"), "string") | dict.fromkeys(("late", "leg", "leg2"), "double")
+    types |= dict.fromkeys(("leaves", "arrives"), "timestamp[us, tz=UTC]")
+    lacking = {column: values for column, values in old.items() if column != name}
+    later = replace(shard(TRIPS, new, tmp_path / "b.parquet"), types=types)
+    found = []
+    for folder, columns in (("gained", lacking), ("null", {**old, name: missing})):
+        (tmp_path / folder).mkdir()
+        first = replace(shard(TRIPS, columns, tmp_path / folder / "a.parquet"), types=types)
+        line = worlds.pipeline(features=[feature], segments=())
+        found.append(read(build(line, {"trips": [first, later]}, folder=tmp_path / folder / "f", parallel=False)))
+    assert same(*found)
 
 
 def test_a_flipped_byte_in_a_shard_is_noticed(shards, tmp_path):
