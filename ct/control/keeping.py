@@ -130,7 +130,7 @@ def _table(act: Actor, name: str, limits: Limits) -> TablePlan:
     at = {state.id: state.at for state in act.warehouse.history(name)}
     tags, refs = act.warehouse.tags(name), act.warehouse.refs(name)
     branches = {ref: head for ref, head in refs.items() if ref.startswith(AUDIT) and ref not in tags}
-    lost = [ref for ref, head in branches.items() if at[head] < now - limits.safety]
+    lost = [ref for ref, head in branches.items() if at.get(head, now) < now - limits.safety]  # a publisher may come in between
     snapshots = maintenance.expiries(here, name, needed, limits, now, besides=lost)
     expiring = [item.snapshot for item in snapshots if not item.why]
     return TablePlan(

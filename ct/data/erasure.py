@@ -10,6 +10,7 @@ import hmac
 import os
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -20,7 +21,7 @@ import pyarrow as pa
 from ct.data import catalog, maintenance, personal, publishing, shards, traces
 from ct.data.columns import to_columns
 from ct.data.hashing import row_hash
-from ct.data.iceberg import NAMESPACE
+from ct.data.iceberg import NAMESPACE, tries
 from ct.data.publishing import Stores
 from ct.data.tables import ShardFile
 from ct.data.traces import Wanted
@@ -188,10 +189,13 @@ def requests(journal: Journal, key: Subject) -> tuple[Event, ...]:
 def write_out(stores: Stores, table: Table) -> int:
     """Rewrite every file with rows that are left out, each in one commit. Returns the number of files."""
     maintenance.settle(stores, table.name)
-    files = sorted({shard.path for shard in catalog.arrived(stores.journal, table.name) if shard.without})
-    for file in files:
-        maintenance.rewrite(stores, table, [file], reason="erasure")
-    return len(files)
+    count = 0
+    for _ in tries(f"others kept changing table {table.name!r}"):
+        with suppress(Conflict):
+            for file in sorted({shard.path for shard in catalog.arrived(stores.journal, table.name) if shard.without}):
+                count += maintenance.rewrite(stores, table, [file], reason="erasure")
+            break
+    return count
 
 
 @dataclass(frozen=True)

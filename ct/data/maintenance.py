@@ -6,6 +6,7 @@ Planning changes nothing. A rewriting is entered in the journal first, then carr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import groupby
@@ -17,11 +18,12 @@ import pyarrow.parquet as pq
 
 from ct.data import catalog, predictions, profiled, shards
 from ct.data.columns import NO_TIME, to_columns
-from ct.data.iceberg import ATTEMPT, NAMESPACE
+from ct.data.iceberg import ATTEMPT, NAMESPACE, tries
 from ct.data.profile import Profiles
 from ct.data.publishing import Stores, sliced
 from ct.data.snapshots import Staged
 from ct.data.tables import ShardFile
+from ct.errors import Conflict
 from ct.ids import canonical, sha256
 from ct.pipeline import Table
 from ct.store.files import Files, open_input
@@ -151,6 +153,8 @@ def rewrite(stores: Stores, table: Table, files: Iterable[str], *, reason: str, 
     moving = [shard for path in held for shard in held[path] if path in files]
     if not moving:
         return False
+    if lost := set(files) - {shard.path for shard in moving}:
+        raise Conflict(f"{min(lost)} has been rewritten meanwhile", "files that hold shards", "plan anew")
     name = sha256(canonical([table.name, reason, before, files, [[shard.identity, shard.rows] for shard in moving]]))
     like = profiled.reference(stores.journal, stores.artifacts, table.name)
     kept, layout, gone, start = [], {}, [], 0
@@ -221,12 +225,16 @@ def unsettled(stores: Stores, table: str) -> tuple[dict[str, Any], ...]:
 
 def settle(stores: Stores, table: str) -> int:
     """Carry out in Iceberg what the journal says of rewritten shards. Returns how many rewritings there were to finish."""
-    pending = unsettled(stores, table)
-    for data in pending:
-        rows = sum(changed["rows"] for changed in data["shards"].values())
-        staged = Staged(data["file"], data["file_sha256"], 0, rows) if data["file"] else None
-        stores.warehouse.rewrite(table, data["replaces"], staged, attempt=data["rewrite"])
-    return len(pending)
+    done = 0
+    for _ in tries(f"others kept changing table {table!r}"):
+        with suppress(Conflict):
+            for data in unsettled(stores, table):
+                rows = sum(changed["rows"] for changed in data["shards"].values())
+                staged = Staged(data["file"], data["file_sha256"], 0, rows) if data["file"] else None
+                stores.warehouse.rewrite(table, data["replaces"], staged, attempt=data["rewrite"])
+                done += 1
+            break
+    return done
 
 
 def merge_plain(stores: Stores, table: str, files: Sequence[str]) -> None:

@@ -148,6 +148,34 @@ def test_a_stale_compaction_gives_way_and_loses_nothing(place: Place, monkeypatc
     assert maintenance.unsettled(here, "sales") == ()
 
 
+def test_a_compaction_planned_before_one_of_its_files_was_rewritten_gives_way(place: Place) -> None:
+    """Or its rewriting could never be carried out, and no later one either."""
+    before, here = rows_by_shard(place), stores(place)
+    merge = merges(maintenance.sizes(here, "sales"), LIMITS)[0]
+    assert maintenance.rewrite(here, PLAIN, merge.files[:1], reason="erasure")
+    with pytest.raises(Conflict, match="rewritten"):
+        maintenance.rewrite(here, PLAIN, merge.files, reason="compaction")
+    assert maintenance.unsettled(here, "sales") == ()
+    compacted(place)
+    assert rows_by_shard(place) == before
+    assert len(place.warehouse.files("sales")) == 1
+
+
+def test_finishing_a_rewriting_waits_for_whoever_commits_meanwhile(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, commit = stores(place), place.warehouse.rewrite
+    overtaken = iter([True, False])
+
+    def rewrite(*args, **kwargs):
+        if next(overtaken):
+            raise Conflict("the table has changed meanwhile", "the files as they were read", "read it again")
+        return commit(*args, **kwargs)
+
+    monkeypatch.setattr(place.warehouse, "rewrite", rewrite)
+    compacted(place)
+    assert maintenance.unsettled(here, "sales") == ()
+    assert len(place.warehouse.files("sales")) == 1
+
+
 def test_a_compaction_killed_before_its_commit_is_finished_by_the_next_look(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
