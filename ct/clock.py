@@ -11,6 +11,7 @@ from typing import Protocol
 from ct.errors import InvalidPipeline
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_CENTURY = 36_500 * 86_400
 
 
 class Clock(Protocol):
@@ -55,11 +56,14 @@ class TurnableClock:
 def duration(text: str) -> timedelta:
     """Parse a span such as `90s`, `15m`, `3h`, `7d` or `2w`.
 
-    Raises InvalidPipeline for anything else, zero and negatives included.
+    Raises InvalidPipeline for anything else, zero, negatives and more than a century included.
     """
     match = re.fullmatch(r"(\d+)([smhdw])", text.strip()) if isinstance(text, str) else None
     if match is None or int(match[1]) == 0:
         raise InvalidPipeline(
             f"{text!r} is not a span of time", "a whole number and one of s m h d w", "write for example '3h' or '7d'"
         )
-    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+    seconds = int(match[1]) * int(timedelta(**{_UNITS[match[2]]: 1}).total_seconds())
+    if seconds > _CENTURY:
+        raise InvalidPipeline(f"a span of {text!r}", "a century at most: 36500d", "write a shorter one")
+    return timedelta(seconds=seconds)

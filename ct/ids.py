@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import dis
 import enum
 import hashlib
 import inspect
@@ -11,6 +12,7 @@ import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from ct.errors import InvalidPipeline
@@ -37,9 +39,10 @@ def sha256_file(path: Path) -> str:
 
 
 def describe(value: object) -> Json:
-    """A declared value as plain JSON data. Dataclasses become `{"kind": class name, field: …}`; classes their qualified name and source hash.
+    """A declared value as plain JSON data. Dataclasses become `{"kind": class name, field: …}`; classes their qualified name and source hash;
+    functions that of what they take from around them as well, see `_uses`.
 
-    Raises InvalidPipeline for values without a stable form, such as a lambda's closure or an open file.
+    Raises InvalidPipeline for values without a stable form, such as an open file.
     """
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
@@ -61,12 +64,58 @@ def describe(value: object) -> Json:
     if isinstance(value, (list, tuple)):
         return [describe(item) for item in value]
     if isinstance(value, type) or inspect.isfunction(value):
-        return {"name": f"{value.__module__}.{value.__qualname__}", "source": sha256(_source(value))}
+        uses = _uses(value, ()) if inspect.isfunction(value) else {}
+        return {
+            "name": f"{value.__module__}.{value.__qualname__}",
+            "source": sha256(_source(value)),
+            **({"uses": uses} if uses else {}),
+        }
     raise InvalidPipeline(
         f"{value!r} ({type(value).__name__}) has no stable form",
         "numbers, text, lists, frozen dataclasses, classes or functions in a file",
         "replace it by one of these, so that the pipeline can be fingerprinted",
     )
+
+
+def _uses(function: FunctionType, seen: tuple[FunctionType, ...]) -> dict[str, Json]:
+    """What decides a function's result beside its own source: constants, and the functions, classes and modules of its file's folder."""
+    code = function.__code__
+    cells = zip(code.co_freevars, function.__closure__ or (), strict=True)
+    held = {name: cell.cell_contents for name, cell in cells if cell != CellType()}
+    around = {name: function.__globals__[name] for name in _names(code) if name in function.__globals__} | held
+    folder, made = Path(code.co_filename).parent, dict[str, Json]()
+    for name, value in sorted(around.items()):
+        inner = getattr(value, "function", value)  # @ct.feature keeps the function that it stands above
+        if inspect.isfunction(inner):
+            if Path(inner.__code__.co_filename).parent == folder and inner not in (*seen, function):
+                made[name] = [sha256(_source(inner)), _uses(inner, (*seen, function))]
+        elif inspect.ismodule(value) or isinstance(value, type):
+            file = Path(getattr(inspect.getmodule(value), "__file__", None) or "/")
+            if file.parent == folder:
+                made[name] = sha256_file(file) if inspect.ismodule(value) else sha256(_source(value))
+        else:
+            try:
+                made[name] = _constant(value)
+            except InvalidPipeline:
+                if name in held:
+                    raise
+    return made
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names that code and the functions within it look up."""
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return own.union(*(_names(part) for part in code.co_consts if isinstance(part, CodeType)))
+
+
+def _constant(value: Any) -> Json:
+    if isinstance(value, (set, frozenset)):
+        return sorted(canonical(describe(item)) for item in value)
+    if isinstance(value, re.Pattern):
+        return [value.pattern, value.flags]
+    if hasattr(value, "tobytes") and hasattr(value, "dtype"):
+        return [str(value.dtype), list(value.shape), sha256(value.tobytes())]
+    return repr(value) if isinstance(value, float) else describe(value)
 
 
 def _source(value: type | object) -> str:
@@ -77,8 +126,17 @@ def _source(value: type | object) -> str:
 
 
 def fingerprint(value: object) -> str:
-    """SHA-256 over the described form of `value`: equal for equal declarations, whatever the process."""
-    return sha256(canonical(describe(value)))
+    """SHA-256 over the described form of `value`: equal for equal declarations, whatever the process.
+
+    Raises InvalidPipeline for what cannot be described, and for numbers that are not finite.
+    """
+    told = describe(value)
+    try:
+        return sha256(canonical(told))
+    except ValueError:
+        raise InvalidPipeline(
+            f"a number that is not finite in {value!r}"[:300], "finite numbers", "write a large number, or leave it out"
+        ) from None
 
 
 def check_name(name: object, what: str) -> str:

@@ -38,8 +38,11 @@ def _plain(value: Any) -> Any:
 
 def own_features(features: Sequence[Feature]) -> dict[str, Own]:
     """The users' own functions among features, by name."""
-    inner = [getattr(feature, "feature", feature) for feature in features]
-    return {feature.name: feature for feature in inner if isinstance(feature, Own)}
+    return {inner.name: inner for inner in map(_inner, features) if isinstance(inner, Own)}
+
+
+def _inner(feature: Any) -> Any:
+    return _inner(feature.feature) if hasattr(feature, "feature") else feature
 
 
 def needs_code(spec: Mapping[str, Any]) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import isfunction
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from ct.errors import InvalidPipeline
 from ct.features.kinds.naming import Made, Times, names_of
-from ct.ids import describe
+from ct.ids import canonical, describe, sha256
 from ct.roles import Column, Columns, History, Lookup
 
 
@@ -38,8 +39,9 @@ class Own:
 
     @property
     def source(self) -> str:
-        """SHA-256 of the function's source."""
-        return str(describe(self.function)["source"])
+        """SHA-256 of the function's source, and of what it uses of its file: see `ids.describe`."""
+        told = describe(self.function)
+        return sha256(canonical([told["source"], told["uses"]])) if "uses" in told else str(told["source"])
 
     def outputs(self) -> tuple[Column, ...]:
         """One column of the function's name."""
@@ -56,7 +58,10 @@ class Own:
     def compute(self, rows: Columns, times: Times, history: History) -> Made:
         """What the function returns. Raises InvalidPipeline when it fails or returns something else than a value a row."""
         try:
-            made = np.asarray(self.function(*(rows[name] for name in self.names)))
+            # Copies: what a function does to its arrays must not reach other features.
+            made = np.asarray(self.function(*(rows[name].copy() for name in self.names)))
+            if self.kind == "numeric":
+                made = made.astype(np.float64)
         except Exception as error:  # a user's function may raise anything
             raise InvalidPipeline(
                 f"feature {self.name!r} fails: {type(error).__name__}: {error}", "a function of arrays", "mend the function"
@@ -66,7 +71,7 @@ class Own:
                 f"feature {self.name!r} returns shape {made.shape}", f"one value a row, {times.shape}", "mend it"
             )
         if self.kind == "numeric":
-            return {self.name: made.astype(np.float64)}
+            return {self.name: made}
         texts = np.empty(len(made), dtype=object)
         texts[:] = [None if value is None or value != value else str(value) for value in made.tolist()]
         return {self.name: texts}
@@ -84,4 +89,10 @@ def feature(*columns: str, kind: str = "numeric") -> Callable[[Callable[..., NDA
     if kind not in ("numeric", "category"):
         raise InvalidPipeline(f"feature(kind={kind!r})", "numeric or category", "choose one")
     names = names_of(columns, "feature")
-    return lambda function: Own(function, names, kind, function.__name__)
+
+    def made(function: Callable[..., NDArray[Any]]) -> Own:
+        if not isfunction(function):
+            raise InvalidPipeline(f"@ct.feature of {function!r}", "a function in a file", "write `def name(...):` below it")
+        return Own(function, names, kind, function.__name__)
+
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,7 +46,7 @@ class Window:
         for over in names_of(self.over, "window over"):
             duration(over)
         for part in self.where:
-            if len(part) != 3 or part[1] not in OPERATORS or not isinstance(part[2], str | float | int):
+            if not _is_condition(part):
                 raise InvalidPipeline(
                     f"window where {part!r}", f"(column, one of {list(OPERATORS)}, text or number)", "mend that condition"
                 )
@@ -97,6 +98,16 @@ class Window:
         return made
 
 
+def _is_condition(part: Any) -> bool:
+    return (
+        isinstance(part, tuple)
+        and len(part) == 3
+        and isinstance(part[0], str)
+        and part[1] in OPERATORS
+        and (isinstance(part[2], str) or (isinstance(part[2], float | int) and math.isfinite(part[2])))
+    )
+
+
 _WORDS = {"==": "is", "!=": "is_not", "<": "below", "<=": "at_most", ">": "above", ">=": "at_least"}
 
 
@@ -129,9 +140,15 @@ def window(
         names_of(_tuple(agg), "window agg"),
         known_at or table.time,
         table.keys,
-        tuple((part[0], part[1], part[2] if isinstance(part[2], str) else float(part[2])) for part in where),
+        tuple(map(_condition, where)),
         float(above),
     )
+
+
+def _condition(part: Any) -> Any:
+    """With numbers as float64; what is no condition as it is, for the window to refuse."""
+    whole = isinstance(part, Sequence) and len(part) == 3 and isinstance(part[2], int)
+    return (part[0], part[1], float(part[2])) if whole else tuple(part) if isinstance(part, list) else part
 
 
 def _tuple(value: str | Sequence[str]) -> tuple[str, ...]:
