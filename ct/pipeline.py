@@ -225,12 +225,12 @@ class Pipeline:
                 f"the truth is known only at {self.label.known_at!r}; pass known_at={self.label.known_at!r}"
                 for lookup in feature.lookups()
                 if lookup.table == self.table.name
-                and self.label.column in lookup.columns
+                and self.label.column in (*lookup.columns, *(part[0] for part in lookup.where))
                 and lookup.known_at != self.label.known_at
             ]
         late = {self.label.column, self.label.known_at}
         for feature in self.features:
-            if leaked := late & set(feature.inputs()):
+            if leaked := late & {*feature.inputs(), *(name for lookup in feature.lookups() for name in lookup.by)}:
                 faults.append(f"{sorted(leaked)} is known only after the prediction and cannot be a feature of its own row")
         return faults
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import FEATURES, HOUR, TRIPS, text
 
-from ct import category, cyclic, latest, numeric, window
+from ct import about, category, cyclic, latest, numeric, window
 from ct.data.columns import NO_TIME
 from ct.errors import Corrupt, InvalidPipeline
 from ct.features.declare import from_spec, to_spec
@@ -72,11 +72,38 @@ def test_a_users_own_feature_cannot_be_written_as_data():
         lambda: window(TRIPS, "late", by="town", over="0h"),
         lambda: window(TRIPS, "late", by="town", over="6h", agg="median"),
         lambda: window(TRIPS, "late", by=(), over="6h"),
+        lambda: window(TRIPS, "late", by="town", over="36501d"),
+        lambda: window(TRIPS, "late", by="town", over="999999999999w"),
+        lambda: window(TRIPS, "late", by="town", over="6h", where=[("line", "==")]),
+        lambda: window(TRIPS, "late", by="town", over="6h", where=("line", "==", "A")),
+        lambda: window(TRIPS, "late", by="town", over="6h", where=[("line", "==", None)]),
+        lambda: window(TRIPS, "late", by="town", over="6h", where=[("late", "<", math.nan)]),
+        lambda: fingerprint(numeric("a", clip=(0.0, math.inf))),
+        lambda: fingerprint(about(numeric("a"), default=math.nan)),
     ],
 )
 def test_a_wrong_declaration_is_refused_at_once(declare):
     with pytest.raises(InvalidPipeline):
         declare()
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        numeric("late"),
+        window(TRIPS, "late", by="town", over="6h"),
+        window(TRIPS, "leg", by="town", over="6h", where=[("late", ">", 15)]),
+        window(TRIPS, "leg", by=("town", "late"), over="6h", known_at="arrives"),
+        window(TRIPS, "leg", by="arrives", over="6h", known_at="arrives"),
+    ],
+)
+def test_a_feature_that_would_tell_the_label_is_refused(feature):
+    with pytest.raises(InvalidPipeline, match="known only"):
+        worlds.pipeline(features=[feature])
+
+
+def test_conditions_on_the_label_are_taken_once_it_is_known():
+    worlds.pipeline(features=[window(TRIPS, "leg", by="town", over="6h", known_at="arrives", where=[("late", ">", 15)])])
 
 
 @pytest.mark.parametrize(
