@@ -21,6 +21,7 @@ from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
 from ct.features.declare import own_features
 from ct.features.kinds.own import Own
+from ct.features.transform import texts
 from ct.pipeline import load
 from ct.registry import routes
 from ct.registry.routes import Route
@@ -286,8 +287,7 @@ class Replica:
         return Answer(ids, scored.scores, said, slot.predictor.version, arm, live.route.epoch)
 
     def _keys(self, predictor: Predictor, columns: Columns) -> list[str]:
-        names = predictor.spec.key
-        return ["|".join(str(columns[name][at]) for name in names) for at in range(len(columns[names[0]]))]
+        return ["|".join(map(str, key)) for key in zip(*(columns[name] for name in predictor.spec.key), strict=True)]
 
     def _records(
         self, predictor: Predictor, live: Live, answer: Answer, scored: _Scored, base: Mapping[str, Any]
@@ -303,7 +303,7 @@ class Replica:
             "weight": live.route.weight,
             **base,
         }
-        keys = self._keys(predictor, scored.rows)
+        keys, segments = self._keys(predictor, scored.rows), {name: texts(scored.rows, name) for name in spec.segments}
         return [
             {
                 **common,
@@ -311,7 +311,7 @@ class Replica:
                 "event_time": int(scored.times[at]),
                 "score": float(answer.scores[at]),
                 "key": keys[at],
-                "context": {name: scored.rows[name][at] for name in spec.segments},
+                "context": {name: values[at] for name, values in segments.items()},
                 "request": {name: _plain(values[at]) for name, values in scored.rows.items()},
                 "features": {name: _plain(values[at]) for name, values in scored.features.items()},
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 from tiny import FEATURES, ROW, Project, model_files
 
+from ct.data import predictions
 from ct.data.columns import from_rows
 from ct.errors import Corrupt
 from ct.features.online import OnlineStore
 from ct.features.online.sqlite import SqliteShelf
 from ct.registry import files
+from ct.serving.replica import Replica
 from ct.serving.runtime import Predictor
 
 
@@ -57,3 +60,12 @@ def test_a_changed_byte_is_refused(project: Project) -> None:
     graph.write_bytes(data)
     with pytest.raises(Corrupt):
         files.fetch(project.artifacts, arm.manifest)
+
+
+def test_a_segment_of_numbers_is_logged_as_training_spells_it(project: Project) -> None:
+    project.first(segments=("line", "distance"))
+    replica = Replica(project.settings, "tiny")
+    rows = [ROW, {**ROW, "distance": 1.5}, {**ROW, "distance": None}]
+    asyncio.run(replica.predict(rows))
+    records = predictions.read(project.settings.inbox)[0]
+    assert [record["context"]["distance"] for record in records] == ["120", "1.5", None]

@@ -74,6 +74,7 @@ def model_files(
     broken: bool = False,
     request: dict[str, str] = REQUEST,
     personal: dict[str, dict[str, str]] | None = None,
+    segments: tuple[str, ...] = ("line",),
 ) -> dict[str, bytes]:
     """A version's files."""
     columns: dict[str, Any] = {
@@ -88,7 +89,7 @@ def model_files(
         key=("trip",),
         time="leaves",
         request=request,
-        segments=("line",),
+        segments=segments,
         features=tuple(to_spec(feature) for feature in FEATURES),
         label={"column": "late", "above": 15.0, "known_at": "arrives"},
         threshold=0.5,
