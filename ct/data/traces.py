@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ct.data import needles
 from ct.errors import Corrupt, NotFound
 from ct.store.files import Files, open_input
 
@@ -82,6 +83,9 @@ def _addresses(place: Files) -> Iterator[str]:
 def look(address: str, wanted: Wanted, *, decode: bool = True) -> tuple[str, int]:
     """What part of a file holds the text ("" when none does), and the file's size."""
     try:
+        if "://" not in address and needles.is_sqlite(address):
+            size = Path(address).stat().st_size
+            return ("bytes" if not wanted.short and needles.holds_apart(address, wanted.needles) else ""), size
         with _opened(address) as file:
             size, head = file.size(), file.read(8)
             if not wanted.short and _raw(file, wanted.needles):
@@ -113,16 +117,10 @@ def _opened(address: str) -> Iterator[pa.NativeFile]:
         yield file
 
 
-def _raw(file: pa.NativeFile, needles: Sequence[bytes]) -> bool:
+def _raw(file: pa.NativeFile, found: Sequence[bytes]) -> bool:
     """Are any of the needles in the file's bytes?"""
     file.seek(0)
-    reach, tail = max(map(len, needles)) - 1, b""
-    while piece := file.read(_PIECE):
-        window = tail + piece
-        if any(needle in window for needle in needles):
-            return True
-        tail = window[-reach:] if reach else b""
-    return False
+    return needles.holds(file.read, found, _PIECE)
 
 
 def _parquet(file: pa.NativeFile) -> Iterator[pa.Table]:

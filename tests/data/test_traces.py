@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from ct.data import traces
 from ct.data.traces import Wanted, look, search
 from ct.store.files import Files
+from ct.store.journal import Journal, New
 
 KEY = Wanted("customer-7", ("id",), (("id", "customer-7"),))
 SHORT = Wanted("c-7", ("id",), (("id", "c-7"),))
@@ -101,3 +104,29 @@ def test_what_is_closed_is_not_decoded(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["c-7"]}), tmp_path / "quarantine" / "a.parquet", compression="none")
     assert search([Files(str(tmp_path))], SHORT).hits
     assert not search([Files(str(tmp_path))], SHORT, closed=str(tmp_path / "quarantine")).hits
+
+
+_OTHER = """
+import sys
+from ct.store.journal import Journal, New
+journal = Journal(sys.argv[1], actor="other")
+journal.append("other", [New("Said", {})])
+journal.close()
+"""
+
+
+def test_looking_through_a_journal_that_is_open_here_loses_no_event(tmp_path: Path) -> None:
+    """A SQLite file that is closed in a process takes the locks of that process's connections with it."""
+    url = f"sqlite:///{tmp_path / 'journal.db'}"
+    here = Journal(url)
+    for _ in range(2):
+        here.append("here", [New("Said", {"key": "customer-7"})])
+        found = search([Files(str(tmp_path))], KEY)
+        assert {Path(address).name.partition(".")[0] for address, _ in found.hits} == {"journal"}
+        assert search([Files(str(tmp_path))], Wanted("customer-8", (), ())).hits == ()
+        subprocess.run([sys.executable, "-c", _OTHER, url], check=True)
+        here.append("here", [New("Said", {})])
+    here.close()
+    again = Journal(url)
+    assert [event.actor for event in again.read()] == ["ct", "other", "ct"] * 2
+    again.close()
