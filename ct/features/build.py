@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import pickle
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import getfile
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ct.errors import Corrupt, CtError, NotFound
+from ct.features.declare import own_features
 from ct.features.making import make
 from ct.features.parts import Shards, Task, plan
 from ct.ids import canonical, sha256
@@ -94,7 +97,7 @@ def _in_parallel(tasks: Sequence[Task]) -> None:
         for task in tasks:
             make(task)
         return
-    items = [{"task": ray.cloudpickle.dumps(task)} for task in tasks]
+    items = [{"task": data} for data in _pickled(tasks)]
     log, context = logging.getLogger("ray.data"), ray.data.DataContext.get_current()
     level, bars = log.level, context.enable_progress_bars
     log.setLevel(logging.ERROR)
@@ -107,6 +110,28 @@ def _in_parallel(tasks: Sequence[Task]) -> None:
     for row in made:
         if row["error"]:
             raise pickle.loads(row["error"])
+
+
+def _pickled(tasks: Sequence[Task]) -> list[bytes]:
+    """The tasks for workers, which cannot import the user's code: functions of features go with what they use of their folder."""
+    from ray.cloudpickle import dumps, register_pickle_by_value, unregister_pickle_by_value
+
+    own = own_features([feature for task in tasks[:1] for feature in task.recipe.features])
+    folders = {Path(getfile(feature.function)).parent for feature in own.values()}
+    near = [
+        module for name, module in list(sys.modules.items()) if _file(module).parent in folders and not name.startswith("ct.")
+    ]
+    for module in near:
+        register_pickle_by_value(module)
+    try:
+        return [dumps(task) for task in tasks]
+    finally:
+        for module in near:
+            unregister_pickle_by_value(module)
+
+
+def _file(module: Any) -> Path:
+    return Path(getattr(module, "__file__", None) or "/")
 
 
 def _make_row(row: dict[str, Any]) -> dict[str, Any]:

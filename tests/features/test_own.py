@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import worlds
+from test_online import trips
 
 import ct
 from ct.errors import Corrupt, InvalidPipeline
+from ct.features.build import build
 from ct.features.declare import from_spec, own_features, to_spec
 from ct.features.history import TableHistory
 from ct.features.transform import transform
@@ -146,3 +149,25 @@ def test_a_function_is_found_however_much_is_said_about_it(tmp_path):
     told = ct.about(ct.about(plain, owner="ops"), description="one more")
     assert own_features([told]) == {"plain": plain}
     assert from_spec(to_spec(told), own_features([told])) == told
+
+
+def test_workers_have_what_a_function_uses(tmp_path, monkeypatch, ray_local):
+    """Workers know neither the pipeline file nor what lies beside it."""
+    (tmp_path / "mine.py").write_text(FILE.format(limit=5.0, factor=2).replace('"x"', '"leg"'))
+    (tmp_path / "near.py").write_text("BY = 2.0\n\n\ndef halved(x):\n    return x / BY\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import mine
+
+    try:
+        line = worlds.pipeline(features=[mine.limited, ct.about(mine.beside, owner="ops"), mine.both, mine.by_two])
+        files = [
+            worlds.shard(worlds.TRIPS, worlds.with_legs(trips(20, seed=seed)), tmp_path / f"{seed}.parquet") for seed in (1, 2)
+        ]
+        for folder, parallel in (("many", True), ("one", False)):
+            build(line, {"trips": files, "sky": []}, folder=tmp_path / folder, parallel=parallel)
+        many, one = ({path.name: path.read_bytes() for path in (tmp_path / at).iterdir()} for at in ("many", "one"))
+        assert len(one) == 10
+        assert many == one
+    finally:
+        for name in ("mine", "near"):
+            sys.modules.pop(name, None)
