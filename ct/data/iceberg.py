@@ -59,7 +59,10 @@ class Tables:
         import sqlalchemy as sa
         from pyiceberg.catalog.sql import SqlCatalog
         from pyiceberg.exceptions import NamespaceAlreadyExistsError
+        from pyiceberg.table.snapshots import Snapshot, SnapshotLogEntry
 
+        for frozen in (Snapshot, SnapshotLogEntry):  # pyiceberg 0.12 copies all of them thirty times a commit
+            frozen.__deepcopy__ = _itself  # type: ignore[assignment, method-assign]
         logging.getLogger("pyiceberg").setLevel(logging.ERROR)  # that somebody was quicker is no news
         place = snapshots.location(self._settings.place("warehouse"))
         properties = {"pool_pre_ping": "true", "py-io-impl": "ct.store.tablefiles.TableFiles"}
@@ -258,6 +261,10 @@ class Tables:
                 if not left:
                     raise Corrupt(f"{error} of table {name!r} is gone", "its metadata", "restore it from a backup") from None
         raise AssertionError
+
+
+def _itself(value: T, _memo: object) -> T:
+    return value
 
 
 def tries(what: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def overtaking() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        if "older than last sequence number" not in str(error):
+        if not re.search("older than last sequence number|Snapshot with snapshot id .* does not exist", str(error)):
             raise
         raise CommitFailedException(str(error)) from None
 

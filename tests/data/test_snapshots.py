@@ -181,3 +181,18 @@ def test_added_columns_are_null_in_older_files(place, warehouse: Warehouse) -> N
         warehouse.add_columns("t", pa.schema({"city": pa.int64()}))
     with pytest.raises(Conflict):
         warehouse.create("t", pa.schema({"id": pa.string(), "zone": pa.string()}))
+
+
+def test_two_who_expire_the_same_snapshots_do_no_harm(warehouse: Warehouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The slower one finds them gone and looks again."""
+    found, slow = snapshots.expirable, iter([True, False])
+
+    def overtaken(*args):
+        ids = found(*args)
+        if next(slow, False):
+            assert warehouse.expire("t", dry_run=False) == ids
+        return ids
+
+    monkeypatch.setattr(snapshots, "expirable", overtaken)
+    assert warehouse.expire("t", dry_run=False) == ()
+    assert len(warehouse.history("t")) == 1
