@@ -79,7 +79,7 @@ def plan(act: Actor, table: str, key: Sequence[str]) -> Erasure:
         refs=tuple(ref for item in old for ref in item.refs),
         snapshots=tuple(snapshot for item in old for snapshot in item.snapshots),
         quarantine=_held(here, subject),
-        landing=_landed(act, table, _touched(act, subject) | found.keys()),
+        landing=_landed(act, subject, _touched(act, subject) | found.keys()),
         features=len(keeping.features(act)) + len(_features_of(act, touched)),
         sets=len(_sets(act)),
         versions=_versions(act, table, _touched(act, subject) | found.keys()),
@@ -106,7 +106,7 @@ def carry_out(act: Actor, table: str, key: Sequence[str], *, landing: bool = Fal
     features = [stray.address for stray in keeping.features(act)]
     sets = [str(path) for path in _sets(act)]
     held = _held(here, subject)
-    landed = _landed(act, table, _touched(act, subject))
+    landed = _landed(act, subject, _touched(act, subject))
     for address in (*features, *sets, *(landed if landing else ())):
         delete(address)
     for address in held:
@@ -221,11 +221,17 @@ def _sets(act: Actor) -> list[Path]:
     return sorted(path for path in work.rglob("*") if path.is_file()) if work.is_dir() else []
 
 
-def _landed(act: Actor, table: str, touched: set[str]) -> tuple[str, ...]:
-    """The files of the touched shards that still lie where they arrived."""
-    folder = act.settings.root / act.settings.landing / table
-    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() and touched else []
-    return tuple(str(path) for path in files if sha256_file(path) in touched)
+def _landed(act: Actor, subject: Subject, touched: set[str]) -> tuple[str, ...]:
+    """The files that still lie where they arrived: those of the touched shards, and what holds the key of files that were not published whole."""
+    name = subject.table.name
+    aside = {item["sha256"] for item in catalog.aside(act.journal, name)}
+    doubtful = aside | {item["sha256"] for item in catalog.quarantined(act.journal, name)}
+    folder = act.settings.root / act.settings.landing / name
+    files = sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() and touched | doubtful else []
+    known = {str(path): "" if path.is_symlink() else sha256_file(path) for path in files}
+    return tuple(
+        path for path, digest in known.items() if digest in touched or (digest in doubtful and _strange(path, subject))
+    )
 
 
 def _held(here: Stores, subject: Subject) -> tuple[str, ...]:
@@ -236,13 +242,19 @@ def _held(here: Stores, subject: Subject) -> tuple[str, ...]:
 
 
 def _holds(address: str, subject: Subject) -> bool:
+    if address.endswith(_ASIDE) or subject.table.personal:  # written by us
+        return bool(traces.look(address, subject.wanted())[0])
+    return _strange(address, subject)
+
+
+def _strange(address: str, subject: Subject) -> bool:
+    """Does a stranger's file hold the key? It is decoded by a process that may die of it; then nobody can tell."""
     wanted = subject.wanted()
-    ours = address.endswith(_ASIDE) or bool(subject.table.personal)
-    if traces.look(address, wanted, decode=ours)[0]:
+    if traces.look(address, wanted, decode=False)[0]:
         return True
-    if ours or not (address.endswith(".parquet") or wanted.short):
+    if not (address.endswith(".parquet") or wanted.short):
         return False
-    with tempfile.TemporaryDirectory() as folder:  # a stranger's file is decoded by a process that may die of it
+    with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / f"file{Path(address).suffix}"
         copy.write_bytes(get(address))
         try:

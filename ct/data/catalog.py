@@ -89,6 +89,7 @@ def aside(journal: Journal, table: str) -> tuple[dict[str, Any], ...]:
     return tuple(
         {
             "shard": event.data["shard"],
+            "sha256": event.data["sha256"],
             "at": event.at.isoformat(timespec="seconds"),
             "rows": event.data["aside"]["rows"],
             "file": event.data["aside"].get("file", ""),

@@ -161,7 +161,7 @@ def request(stores: Stores, key: Subject) -> int:
 def _without(shard: ShardFile, gone: Iterable[int], table: Table, erasure: str) -> dict[str, Any]:
     without = sorted({*shard.without, *gone})
     left = replace(shard, rows=shards.places(shard) - len(without), without=tuple(without))
-    times = [name for name, text in shard.types.items() if text.startswith("timestamp")]
+    times = [name for name, text in shard.types.items() if text.startswith(("timestamp", "date"))]
     changed = maintenance.bounds(shards.read(left, list(dict.fromkeys([table.time, *times, *table.slices]))), table)
     content = sha256(canonical([shard.identity, erasure]))
     return {"without": without, "erased": len(without) - len(shard.without), "content": content, **changed}

@@ -13,11 +13,10 @@ from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ct.data import catalog, predictions, profiled, shards
-from ct.data.columns import NO_TIME, to_columns
+from ct.data.columns import NO_TIME, kind_of, to_columns
 from ct.data.iceberg import ATTEMPT, NAMESPACE, tries
 from ct.data.profile import Profiles
 from ct.data.publishing import Stores, sliced
@@ -189,8 +188,7 @@ def _left(shard: ShardFile, table: Table, reason: str, before: int | None) -> tu
     rows = shards.read(shard)
     if before is None or shard.time_min >= before:
         return rows, {}
-    times = rows[table.time]
-    kept = rows.filter(pc.greater_equal(times, pa.scalar(before, pa.int64()).cast(times.type)))
+    kept = rows.filter(pa.array(to_columns(rows.select([table.time]))[table.time] >= before))
     return kept, {"content": sha256(canonical([shard.identity, reason, before])), **bounds(kept, table)}
 
 
@@ -203,7 +201,7 @@ def bounds(rows: pa.Table, table: Table) -> dict[str, Any]:
     """What the catalogue says of a shard that depends on which rows it has: their number, the bounds of their times, the slices."""
     if not rows.num_rows:
         return {"rows": 0}
-    columns = to_columns(rows.select([field.name for field in rows.schema if pa.types.is_timestamp(field.type)]))
+    columns = to_columns(rows.select([field.name for field in rows.schema if kind_of(field.type) == "time"]))
     known = {name: values[values != NO_TIME] for name, values in columns.items()}
     spans = {name: [int(values.min()), int(values.max())] for name, values in known.items() if len(values)}
     low, high = spans[table.time]

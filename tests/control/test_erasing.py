@@ -190,7 +190,12 @@ def test_quarantine_loses_the_key_and_nothing_else(tmp_path: Path) -> None:
     assert act.ingest("sales", files["broken"]).kind == "quarantined"
     (aside,) = catalog.aside(act.journal, "sales")
     assert aside["rows"] == 9
+    landed = act.settings.root / "landing" / "sales" / "m1.parquet"
+    assert erasing.plan(act, "sales", [KEY]).landing == (str(landed),), "its row was set aside"
+    for _ in range(2):
+        assert erasing.carry_out(act, "sales", [KEY]).left == ((str(landed), "the file as it arrived"),)
     done = erasing.carry_out(act, "sales", [KEY], landing=True)
+    assert not landed.exists()
     assert done.left == ()
     assert done.rows == {}, "the key's row was never published"
     left = {path.stem.partition(".")[0]: path for path in (act.settings.home / "quarantine" / "sales").iterdir()}

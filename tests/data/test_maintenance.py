@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ct.data import catalog, maintenance, shards
+from ct.data import catalog, erasure, maintenance, shards
 from ct.data.arriving import Reader
 from ct.data.maintenance import Limits, merges
 from ct.data.publishing import Stores
@@ -212,6 +212,22 @@ def test_rows_past_retention_go_and_the_rest_stays(place: Place) -> None:
     assert place.warehouse.scan("sales").num_rows == 140
     assert place.ingest(place.root / "m1.parquet", PLAIN).kind == "duplicate", "what was dropped does not come back"
     assert maintenance.cuts(catalog.published(place.journal, "sales"), "at", cutoff) == ()
+
+
+def test_a_table_whose_event_time_is_a_date(make_place: Callable[[str], Place]) -> None:
+    """Rows past retention go, and a key's rows, as in one of moments."""
+    place, dated = make_place("dated"), Table("days", key="person", time="day", retention="30d")
+    days = pa.table({"person": [f"person-{i}" for i in range(60)], "day": pa.array(range(60), pa.int32()).cast(pa.date32())})
+    assert place.ingest(place.file(days, "d.parquet"), dated).kind == "published"
+    here = stores(place)
+    (cut,) = maintenance.cuts(catalog.published(place.journal, "days"), "day", 20 * DAY)
+    assert maintenance.rewrite(here, dated, [cut.file], reason="retention", before=cut.before)
+    (shard,) = catalog.published(place.journal, "days")
+    assert (cut.rows, shard.rows, shard.time_min, shard.time_max) == (20, 40, 20 * DAY, 59 * DAY)
+    erasure.request(here, erasure.subject(place.journal, dated, ["person-59"]))
+    erasure.write_out(here, dated)
+    (shard,) = catalog.published(place.journal, "days")
+    assert (shard.rows, shard.time_max, shard.tags["spans"]["day"]) == (39, 58 * DAY, [20 * DAY, 58 * DAY])
 
 
 def test_retention_inside_a_merged_file_and_of_held_shards(place: Place) -> None:
