@@ -156,6 +156,7 @@ def _judged(
     allowed = f" (allowed {check.limit():.2%})" if check.limit() else ""
     where = "".join(f", {part}" for part in _where(check, rows, broken, time, hidden))
     found = f"{check.explain()}: broken by {often:,} of {total:,} rows{allowed}{where}"
+    found = "".join(letter if letter.isprintable() else "?" for letter in found)  # it goes to terminals and logs
     return broken, Reason(check.explain(), found, often, _examples(check, rows, broken, hidden))
 
 

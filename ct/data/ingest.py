@@ -113,6 +113,8 @@ def _once(file: Arrived, stores: Stores) -> Outcome:
         with ThreadPoolExecutor(2) as threads:
             return _checked(file, judged, past, arrived, stores, position, threads)
     except Refusal as refused:
+        if publishing.enter(file.table, stores, position):
+            raise Conflict("shards of an ingest that was killed", "all published shards in the journal", "look again") from None
         publishing.quarantine(file, refused, stores, position)
         rows = refused.rows.num_rows if refused.rows is not None else 0
         return _outcome("quarantined", file, rows, reasons=refused.reasons)

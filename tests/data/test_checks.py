@@ -243,3 +243,17 @@ def test_a_check_that_cannot_run_is_the_pipelines_fault() -> None:
 def test_wrong_declarations_are_refused(wrong: Callable[[], Check]) -> None:
     with pytest.raises(InvalidPipeline):
         wrong()
+
+
+@pytest.mark.parametrize("check", [ct.Usual("k"), ct.Present("x")])
+def test_a_check_on_another_kind_of_column_does_not_pass_in_silence(check: Check) -> None:
+    rows = {"k": text(*["a"] * 300), "x": np.zeros(300)}
+    with pytest.raises(InvalidPipeline, match="a check that fits the column's type"):
+        judge(check, rows, Before(shards=(rows,)))
+
+
+def test_a_reason_can_be_printed_whatever_the_rows_hold() -> None:
+    rows = {"x": np.array([0.0] * 9 + [7.0]), "k": text(*["a"] * 9, "\x1b[31mred\n")}
+    (reason,) = judge(ct.Within("x", 0, 1), rows).refused
+    assert "?[31mred?" in reason.found
+    assert reason.found.isprintable()

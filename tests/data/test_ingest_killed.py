@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ct.data import catalog
+from ct.data.rules.within import Within
 from ct.store.journal import Journal
 
 from .conftest import MILD, Place, sales
@@ -88,6 +90,18 @@ def test_what_a_killed_ingest_published_is_entered_by_the_next_one(place: Place,
     assert place.ingest(place.file(sales(3), "sales-3.parquet")).kind == "published"
     assert [shard.shard for shard in catalog.published(place.journal, "sales")] == ["sales-1", "sales-3"]
     assert place.warehouse.scan("sales").num_rows == 600
+
+
+def test_what_a_killed_ingest_published_is_not_refused_by_later_rules(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = place.file(sales(1), "sales-1.parquet")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            place.ingest(file)
+    stricter = replace(MILD, checks=[Within("price", -2, -1)])
+    assert place.ingest(file, stricter).kind == "duplicate"
+    assert catalog.quarantined(place.journal, "sales") == ()
+    assert [shard.shard for shard in catalog.published(place.journal, "sales")] == ["sales-1"]
 
 
 def test_ingests_side_by_side(place: Place) -> None:

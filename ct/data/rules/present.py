@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct.data.checks import Example
-from ct.data.columns import codes, count, texts
+from ct.data.columns import codes, count, is_text, texts
 from ct.data.past import Before
 from ct.errors import InvalidPipeline
 from ct.roles import Columns, Past
@@ -41,6 +41,8 @@ class Present:
         return f"no row with {self.column} {', '.join(value[:40] for value in self._vanished(rows, past)[:5])}"
 
     def _vanished(self, rows: Columns, past: Past) -> list[str]:
+        if not is_text(rows, self.column):
+            raise TypeError(f"{self.column} is no column of text")
         known = past.newest(self.column)
         if known is None or count(rows) * self.least < 10:
             return []

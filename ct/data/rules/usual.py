@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct.data.checks import Example, share
-from ct.data.columns import count
+from ct.data.columns import count, is_text
 from ct.data.past import Before
 from ct.errors import InvalidPipeline
 from ct.roles import Columns, Past
@@ -37,6 +37,8 @@ class Usual:
 
     def violations(self, rows: Columns, past: Past) -> NDArray[np.bool_]:
         """True beyond the fences."""
+        if is_text(rows, self.column):
+            raise TypeError(f"{self.column} is a column of text")
         known = past.quantiles(self.column, 0.01, 0.25, 0.75, 0.99)
         if known is None:
             return np.zeros(count(rows), dtype=np.bool_)
