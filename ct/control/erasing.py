@@ -310,8 +310,7 @@ def _left(act: Actor, subject: Subject, landed: Sequence[str]) -> tuple[dict[str
     left = [*found.hits, *((address, "the file as it arrived") for address in landed)]
     if not wanted.short:
         for event in act.journal.read():
-            text = canonical(event.data).encode()
-            if any(needle in text for needle in wanted.needles):
+            if wanted.within(canonical(event.data).encode()):
                 left.append((f"journal event {event.seq} ({event.type})", "data"))
     for shard, made in profiled.profiles(act.journal, act.artifacts, subject.table.name):
         if len(subject.parts) == 1 and profiled.without(made, subject.table.keys[0], subject.text) is not made:

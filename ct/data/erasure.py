@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from ct.data import catalog, maintenance, personal, publishing, shards, traces
 from ct.data.columns import to_columns
@@ -38,11 +39,12 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class Subject:
-    """The key whose rows shall go: the table, the key's columns with one value each (arrays [1]), and its parts as texts."""
+    """The key whose rows shall go: the table, the key's columns with one value each (arrays [1]), its parts as texts, and published keys that hold it as a part."""
 
     table: Table
     columns: Columns
     parts: tuple[str, ...]
+    others: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -52,7 +54,7 @@ class Subject:
     def wanted(self) -> Wanted:
         """What to look for in files."""
         row = tuple((name, _plain(self.columns[name])) for name in self.table.keys)
-        return Wanted(self.text, (*self.table.keys, "_key", "key", "unit"), row)
+        return Wanted(self.text, (*self.table.keys, "_key", "key", "unit"), row, self.others)
 
     def asked_for(self, record: Mapping[str, Any]) -> bool:
         """Is a prediction's record about this key? By its key, its unit, or the values of its request."""
@@ -72,7 +74,18 @@ def subject(journal: Journal, table: Table, key: Sequence[str]) -> Subject:
         )
     kinds = catalog.kinds(journal, table.name)
     read = [_read(kinds[name], name, text) for name, text in zip(table.keys, parts, strict=True)]
-    return Subject(table, dict(zip(table.keys, read, strict=True)), tuple(_spelled(_plain(value)) for value in read))
+    found = Subject(table, dict(zip(table.keys, read, strict=True)), tuple(_spelled(_plain(value)) for value in read))
+    return replace(found, others=_longer(journal, found))
+
+
+def _longer(journal: Journal, key: Subject) -> tuple[str, ...]:
+    """The keys of published rows that hold the key as a part, as "customer-10" holds "customer-1"."""
+    found: set[str] = set()
+    for shard in catalog.published(journal, key.table.name):
+        rows = shards.read(shard, key.table.keys)
+        texts = pc.binary_join_element_wise(*(rows[name].cast(pa.string()) for name in key.table.keys), "|")
+        found |= set(texts.filter(pc.match_substring(texts, key.text)).unique().to_pylist())
+    return tuple(sorted(found - {key.text, None}))
 
 
 def _read(kind: str, name: str, text: str) -> np.ndarray[Any, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,26 +26,38 @@ _PIECE = 1 << 22
 
 @dataclass(frozen=True)
 class Wanted:
-    """A text, the names of columns that may hold it whole, and rows it stands for: (column, value) pairs that hold together."""
+    """A text, the names of columns that may hold it whole, and rows it stands for: (column, value) pairs that hold together.
+
+    `others` are longer texts that may stay: where one of them is, it is no trace (of "customer-1" that there is a "customer-10").
+    """
 
     text: str
     columns: tuple[str, ...]
     row: tuple[tuple[str, Any], ...]
+    others: tuple[str, ...] = ()
 
     @property
     def needles(self) -> tuple[bytes, ...]:
         """The text as bytes, plain and as JSON may spell it."""
-        plain = {
-            self.text.encode(),
-            json.dumps(self.text)[1:-1].encode(),
-            json.dumps(self.text, ensure_ascii=False)[1:-1].encode(),
-        }
-        return tuple(sorted(plain))
+        return tuple(sorted(_spellings(self.text)))
+
+    @cached_property
+    def longer(self) -> tuple[bytes, ...]:
+        """The other texts likewise."""
+        return tuple(sorted({spelling for other in self.others for spelling in _spellings(other)}))
+
+    def within(self, data: bytes) -> bool:
+        """Is the text in these bytes?"""
+        return needles.within(data, self.needles, self.longer)
 
     @property
     def short(self) -> bool:
         """Is it too short to be looked for in raw bytes?"""
         return len(self.text.encode()) < SHORT
+
+
+def _spellings(text: str) -> set[bytes]:
+    return {text.encode(), json.dumps(text)[1:-1].encode(), json.dumps(text, ensure_ascii=False)[1:-1].encode()}
 
 
 @dataclass(frozen=True)
@@ -85,10 +98,10 @@ def look(address: str, wanted: Wanted, *, decode: bool = True) -> tuple[str, int
     try:
         if "://" not in address and needles.is_sqlite(address):
             size = Path(address).stat().st_size
-            return ("bytes" if not wanted.short and needles.holds_apart(address, wanted.needles) else ""), size
+            return ("bytes" if not wanted.short and needles.holds_apart(address, wanted.needles, wanted.longer) else ""), size
         with _opened(address) as file:
             size, head = file.size(), file.read(8)
-            if not wanted.short and _raw(file, wanted.needles):
+            if not wanted.short and _raw(file, wanted):
                 return "bytes", size
             if not decode:
                 return "", size
@@ -99,7 +112,7 @@ def look(address: str, wanted: Wanted, *, decode: bool = True) -> tuple[str, int
                 if head[:6] == b"ARROW1":
                     return _tables(_arrow(file), wanted), size
                 if head[:4] == b"Obj\x01" and not wanted.short:
-                    return ("values" if any(n in block for block in _avro(file.read()) for n in wanted.needles) else ""), size
+                    return ("values" if any(map(wanted.within, _avro(file.read()))) else ""), size
             except (pa.ArrowException, OSError, Corrupt):
                 return "", size  # half a file: its raw bytes were looked at
             return "", size
@@ -117,10 +130,10 @@ def _opened(address: str) -> Iterator[pa.NativeFile]:
         yield file
 
 
-def _raw(file: pa.NativeFile, found: Sequence[bytes]) -> bool:
-    """Are any of the needles in the file's bytes?"""
+def _raw(file: pa.NativeFile, wanted: Wanted) -> bool:
+    """Is the text in the file's bytes?"""
     file.seek(0)
-    return needles.holds(file.read, found, _PIECE)
+    return needles.holds(file.read, wanted.needles, wanted.longer, _PIECE)
 
 
 def _parquet(file: pa.NativeFile) -> Iterator[pa.Table]:
@@ -167,8 +180,11 @@ def _holds(column: pa.ChunkedArray, name: str, wanted: Wanted) -> bool:
         if wanted.short:
             if name in wanted.columns and pc.any(pc.equal(values.cast(pa.large_string()), wanted.text)).as_py():
                 return True
-        elif any(pc.any(pc.match_substring(values.cast(pa.large_binary()), needle)).as_py() for needle in wanted.needles):
-            return True
+        else:
+            data = values.cast(pa.large_binary())
+            for needle in wanted.needles:
+                if any(map(wanted.within, data.filter(pc.match_substring(data, needle)).unique().to_pylist())):
+                    return True
     return False
 
 

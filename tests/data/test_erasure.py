@@ -195,6 +195,24 @@ def test_no_other_key_of_the_same_hash_is_taken(place: Place, monkeypatch: pytes
     assert erasure.request(here, subject(place, "person-1", "0")) == 1
 
 
+def test_a_key_that_is_a_part_of_another_is_not_found_in_it(place: Place) -> None:
+    """Nor is what reaches the other one's rows dropped."""
+    tens = visits(1)
+    tens = tens.set_column(0, "person", pa.array([f"person-1{i % 5}" for i in range(30)]))
+    assert place.ingest(place.file(tens, "tens.parquet"), VISITS).kind == "published"
+    place.warehouse.tag("visits", place.warehouse.snapshot("visits"), "early")
+    ones = visits(2).set_column(0, "person", pa.array(["person-1"] * 30)).set_column(1, "day", pa.array([4] * 30))
+    assert place.ingest(place.file(ones, "ones.parquet"), VISITS).kind == "published"
+    alone = Table("visits", key=("person",), time="at", slices=["town"])
+    here, key = stores(place), erasure.subject(place.journal, alone, ["person-1"])
+    assert key.others == tuple(f"person-1{i}" for i in range(5))
+    assert erasure.request(here, key) == 30
+    erasure.write_out(here, VISITS)
+    erasure.drop(here, "visits", key)
+    assert place.warehouse.tags("visits").keys() == {"early"}
+    assert search([Files(place.settings.place("warehouse"))], key.wanted()).hits == ()
+
+
 def test_a_tag_on_rows_without_the_key_stays(place: Place) -> None:
     filled(place, months=1)
     alone = replace(VISITS, name="visits")

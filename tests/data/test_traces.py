@@ -130,3 +130,22 @@ def test_looking_through_a_journal_that_is_open_here_loses_no_event(tmp_path: Pa
     again = Journal(url)
     assert [event.actor for event in again.read()] == ["ct", "other", "ct"] * 2
     again.close()
+
+
+@given(st.integers(0, 60), st.sampled_from([16, 64, 1 << 20]), st.booleans())
+def test_a_longer_text_that_may_stay_is_no_trace(
+    tmp_path_factory: pytest.TempPathFactory, before: int, piece: int, also: bool
+) -> None:
+    path = tmp_path_factory.mktemp("traces") / "file"
+    wanted = Wanted("customer-7", (), (), ("customer-70", "old-customer-7", "customer-712"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(traces, "_PIECE", piece)
+        path.write_bytes(b"x" * before + b"customer-70customer-712old-customer-7" + b"customer-71" * also)
+        assert where(path, wanted) == ("bytes" if also else "")
+
+
+def test_a_longer_key_in_a_column_is_no_trace(tmp_path: Path) -> None:
+    wanted = Wanted("customer-7", ("id",), (("id", "customer-7"),), ("customer-70", "customer-71"))
+    for name, last, says in (("a.parquet", "customer-71", ""), ("b.parquet", "customer-72", "column id"), ("c.db", "x", "")):
+        pq.write_table(pa.table({"id": ["customer-70", last]}), tmp_path / name, compression="zstd")
+        assert where(tmp_path / name, wanted) in (says, "bytes" if says else "")
