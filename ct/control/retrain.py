@@ -26,6 +26,7 @@ from ct.evaluation import gate, metrics, stats, windows
 from ct.features import build
 from ct.features.declare import own_features, to_spec
 from ct.features.encode import Encoder
+from ct.features.parts import Shards
 from ct.ids import describe
 from ct.pipeline import Pipeline
 from ct.registry import files, routes, versions
@@ -64,6 +65,7 @@ class Rows:
     digest: str
     built: int
     selection: Mapping[str, Any] = field(default_factory=dict)
+    shards: Shards = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     columns = to_columns(table.select([column.name for column in line.outputs]))
     built = sum(bool(part.built) for part in made.parts)
     if not line.rows:
-        return Rows(columns, label, segments, split, made.digest, built)
+        return Rows(columns, label, segments, split, made.digest, built, shards=shards)
     keys = row_hash({name: table[name].combine_chunks() for name in _PLACE}, _PLACE)
     home = table["_shard"].combine_chunks()
     tags = {shard.shard: shard.tags for shard in shards[line.table.name]}
@@ -143,7 +145,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         "rows": int(train.sum()),
     }
     split = windows.Split(windows.enough(train, label, "to train on"), split.judge, split.window)
-    return Rows(columns, label, segments, split, made.digest, built, selection)
+    return Rows(columns, label, segments, split, made.digest, built, selection, shards)
 
 
 def shards_of(place: Place, run: runs.Run) -> dict[str, list[Any]]:
@@ -238,14 +240,14 @@ def predictor(place: Place, made: Mapping[str, bytes]) -> Predictor:
 def compare(place: Place, candidate: Predictor, data: Rows) -> Report:
     """Candidate and champion on the judging window, the interval on their difference, and the gate's verdict."""
     line = place.pipeline
-    part, label = take(data.columns, data.split.judge), data.label[data.split.judge]
-    scores = candidate.score_features(part)
+    label = data.label[data.split.judge]
+    scores = candidate.score_features(_seen_by(place, candidate, data))
     ours = gate.Evaluation(metrics.metrics(scores, label, candidate.threshold), len(label))
     route = routes.current(place.journal, line.name)
     theirs, difference = None, None
     if route is not None:
         champion = predictor(place, files.fetch(place.artifacts, route.stable.manifest))
-        other = champion.score_features(part)
+        other = champion.score_features(_seen_by(place, champion, data))
         theirs = gate.Evaluation(metrics.metrics(other, label, champion.threshold), len(label))
         difference = stats.delong(scores, other, label)
     segments = {
@@ -253,6 +255,16 @@ def compare(place: Place, candidate: Predictor, data: Rows) -> Report:
         for name, values in data.segments.items()
     }
     return Report(ours, theirs, difference, gate.decide(line.gate, ours, theirs, difference), str(data.split.window), segments)
+
+
+def _seen_by(place: Place, version: Predictor, data: Rows) -> Columns:
+    """The judging rows' features as a version defines them: a column of the same name may mean something else in the pipeline now."""
+    line = place.pipeline
+    if version.spec.features == tuple(to_spec(feature) for feature in line.features):
+        return take(data.columns, data.split.judge)
+    made = build.build(line.replace(features=version.features), data.shards, folder=place.settings.place("features"))
+    table = build.read(made, columns=version.encoder.names)
+    return take(to_columns(table.select(list(version.encoder.names))), data.split.judge)
 
 
 def _epochs(on_step: Step) -> Callable[[Mapping[str, Any]], None]:

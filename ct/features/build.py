@@ -153,7 +153,8 @@ def read(
     """
     if not feature_set.parts:
         raise NotFound("the feature set has no parts", "at least one published shard", "ingest a shard first")
-    every = sorted(feature_set.parts, key=lambda part: (part.time_min, part.key))
+    # By the file of the rows themselves: the order of rows does not depend on the features.
+    every = sorted(feature_set.parts, key=lambda part: (part.time_min, part.files[0]))
     parts = [part for part in every if (start is None or part.time_max >= start) and (stop is None or part.time_min < stop)]
     table = pa.concat_tables([_read(part, columns) for part in parts or every[:1]]).unify_dictionaries()
     if any(earlier.time_max >= later.time_min for earlier, later in pairwise(parts)):
