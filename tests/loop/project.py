@@ -40,7 +40,7 @@ ROWS = 3_000
 START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
-def write(folder: Path, port: int, *, epochs: int = 3) -> Path:
+def write(folder: Path, port: int, *, epochs: int = 15) -> Path:
     """A project folder with its pipeline, its settings, and its shards in shards/."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "pipeline.py").write_text(PIPELINE.replace("EPOCHS", str(epochs)))
