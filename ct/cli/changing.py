@@ -63,8 +63,8 @@ def ingest(
             return
         if dry_run:
             act.table(table)
-            for file in files or ():
-                output.line(f"would ingest {file} into {table}")
+            named = [str(file) for file in files or ()]
+            output.show(named, json, lambda: output.line("\n".join(f"would ingest {file} into {table}" for file in named)))
             return
         outcomes = []
         with output.progress(f"ingest {table}") as step:

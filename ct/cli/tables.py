@@ -28,7 +28,7 @@ def tables(
     """The tables in short, or everything known of one: columns, history, snapshots, readers, checks, quarantine."""
     with output.errors():
         if tag:
-            _tag(name, tag, snapshot, root, pipeline, dry_run=dry_run)
+            _tag(name, tag, snapshot, root, pipeline, dry_run=dry_run, json=json)
             return
         from ct.control import describing, report
 
@@ -55,7 +55,9 @@ def _time(text: str) -> str:
     return text[:16].replace("T", " ")
 
 
-def _tag(name: str, tag: str, snapshot: int | None, root: str | None, pipeline: str | None, *, dry_run: bool) -> None:
+def _tag(
+    name: str, tag: str, snapshot: int | None, root: str | None, pipeline: str | None, *, dry_run: bool, json: bool
+) -> None:
     from ct.control import keeping
     from ct.errors import InvalidRequest
 
@@ -63,7 +65,8 @@ def _tag(name: str, tag: str, snapshot: int | None, root: str | None, pipeline: 
         raise InvalidRequest("--tag without a table", "ct tables NAME --tag TAG", "name the table")
     with actor(root, pipeline) as act:
         said = keeping.tag(act, name, tag, snapshot, dry_run=dry_run)
-    output.line(f"{'would tag' if dry_run else 'tagged'} snapshot {said['snapshot']} of {name} as {tag}")
+    would = "would tag" if dry_run else "tagged"
+    output.show(said, json, lambda: output.line(f"{would} snapshot {said['snapshot']} of {name} as {tag}"))
 
 
 def _details(data: dict[str, Any]) -> None:
@@ -141,6 +144,7 @@ def maintain(
     root: Root = None,
     pipeline: PipelineFile = None,
     apply: Apply = False,
+    dry_run: DryRun = False,
     small: Annotated[int, typer.Option(min=1, help="A file of fewer rows is merged with its small neighbours.")] = 50_000,
     least: Annotated[int, typer.Option(min=2, help="How many small neighbours are worth it.")] = 4,
     keep: Annotated[int, typer.Option(min=1, help="How many of the newest snapshots stay.")] = 10,
@@ -149,6 +153,7 @@ def maintain(
     json: AsJson = False,
 ) -> None:
     """Merge small files, drop rows past retention, expire snapshots, remove files nobody needs. Says what it would do; --apply does it."""
+    _either(apply, dry_run)
     with output.errors(), actor(root, pipeline) as act:
         from ct.clock import duration
         from ct.control import keeping
@@ -160,6 +165,11 @@ def maintain(
         if apply:
             data["done"] = keeping.carry_out(act, planned, limits=limits)
         output.show(data, json, lambda: _plan(data, applied=apply))
+
+
+def _either(apply: bool, dry_run: bool) -> None:
+    if apply and dry_run:
+        raise typer.BadParameter("say --apply or --dry-run; without either nothing is changed")
 
 
 def _plan(data: dict[str, Any], *, applied: bool) -> None:
@@ -191,10 +201,12 @@ def erase(
     root: Root = None,
     pipeline: PipelineFile = None,
     apply: Apply = False,
+    dry_run: DryRun = False,
     landing: Annotated[bool, typer.Option("--landing", help="Also remove the files it arrived in, where they landed.")] = False,
     json: AsJson = False,
 ) -> None:
     """Erase the rows of KEY from TABLE and everything made of them. Says what would go; --apply does it. Exit code 2 when a trace is left."""
+    _either(apply, dry_run)
     with output.errors(), actor(root, pipeline) as act:
         from ct.control import erasing
 

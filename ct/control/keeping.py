@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +81,7 @@ def _strays_json(strays: Iterable[Stray]) -> list[dict[str, Any]]:
 
 
 def _moment(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6).astimezone().isoformat(timespec="seconds")
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
 
 
 def stores(act: Actor) -> Stores:

@@ -86,7 +86,7 @@ def test_tagging_a_snapshot(root: Path) -> None:
     assert run(root, "tables", "--tag", "x").exit_code == 1
     assert "would tag" in run(root, "tables", "orders", "--tag", "before-sale", "--dry-run").stdout
     assert read(root, "tables", "orders")["snapshots"][-1]["names"] == ["main"]
-    assert run(root, "tables", "orders", "--tag", "before-sale").exit_code == 0
+    assert read(root, "tables", "orders", "--tag", "before-sale")["tag"] == "before-sale"
     assert read(root, "tables", "orders")["snapshots"][-1]["names"] == ["before-sale", "main"]
 
 
@@ -99,6 +99,9 @@ def test_maintenance_says_what_it_would_do_and_does_it_when_asked(root: Path) ->
     assert (done["merged_files"], done["left_for_next_time"]) == (2, [])
     assert "nothing to do" in run(root, "maintain", "--least", "2").stdout
     assert run(root, "maintain", "--age", "soon").exit_code == 1
+    assert run(root, "maintain", "--dry-run").exit_code == 0
+    assert run(root, "maintain", "--dry-run", "--apply").exit_code == 2
+    assert read(root, "ingest", "orders", "new.csv", "--dry-run") == ["new.csv"]
 
 
 def test_erasing_says_what_would_go_then_does_it_and_a_trace_is_a_failure(root: Path) -> None:
@@ -116,4 +119,5 @@ def test_erasing_says_what_would_go_then_does_it_and_a_trace_is_a_failure(root: 
     table = read(root, "tables", "orders")
     assert table["rows"] == 5999
     assert [(item["rows"], item["state"]) for item in table["erasures"]] == [(1, "verified")]
+    assert run(root, "erase", "orders", key, "--dry-run", "--apply").exit_code == 2
     assert run(root, "erase", "orders", "a", "b").exit_code == 1
