@@ -38,14 +38,22 @@ def kinds_of(schema: pa.Schema) -> dict[str, str]:
 
 
 def to_columns(table: pa.Table) -> dict[str, NDArray[Any]]:
-    """Arrow table of n rows → {name: array [n]}: float64 with NaN, int64 microseconds UTC with NO_TIME, or object with None."""
-    return {name: _array(table[name]) for name in table.column_names}
+    """Arrow table of n rows → {name: array [n]}: float64 with NaN, int64 microseconds UTC with NO_TIME, or object with None.
+
+    Raises InvalidShard for whole numbers that float64 cannot hold.
+    """
+    return {name: _array(table[name], name) for name in table.column_names}
 
 
-def _array(column: pa.ChunkedArray) -> NDArray[Any]:
+def _array(column: pa.ChunkedArray, name: str) -> NDArray[Any]:
     match kind_of(column.type):
         case "number":
-            return np.ascontiguousarray(column.cast(pa.float64()).to_numpy().astype(np.float64))
+            try:
+                return np.ascontiguousarray(column.cast(pa.float64()).to_numpy().astype(np.float64))
+            except pa.ArrowInvalid as error:
+                raise InvalidShard(
+                    f"column {name!r}: {error}", "whole numbers up to 2^53 either way", "send such numbers as text"
+                ) from None
         case "time":
             stamps = column.cast(pa.timestamp("us", tz="UTC")).cast(pa.int64())
             return np.ascontiguousarray(stamps.fill_null(NO_TIME).to_numpy())
@@ -68,7 +76,7 @@ class Rows(Mapping[str, NDArray[Any]]):
         if name not in self._made:
             if name not in self.table.column_names:
                 raise KeyError(name)
-            self._made[name] = _array(self.table[name])
+            self._made[name] = _array(self.table[name], name)
         return self._made[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -82,8 +82,9 @@ def _std(values: Floats, start: Ints, stop: Ints) -> Floats:
         if len(part):
             size = stop[part] - start[part]
             first = np.cumsum(size) - size
-            away = values[np.arange(size.sum()) + np.repeat(start[part] - first, size)] - np.repeat(mean[part], size)
-            found[part] = np.sqrt(np.add.reduceat(away * away, first) / size)
+            with np.errstate(over="ignore", invalid="ignore"):
+                away = values[np.arange(size.sum()) + np.repeat(start[part] - first, size)] - np.repeat(mean[part], size)
+                found[part] = np.sqrt(np.add.reduceat(away * away, first) / size)
     return found
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ct.data.columns import NO_TIME, from_rows, kinds_of, to_columns
+from ct.data.columns import NO_TIME, Rows, from_rows, kinds_of, to_columns
 from ct.errors import InvalidRequest, InvalidShard
 
 KINDS = {"n": "number", "s": "text", "t": "time"}
@@ -91,3 +91,10 @@ def test_an_absent_field_is_named_unless_it_is_optional() -> None:
 def test_a_row_must_be_an_object() -> None:
     with pytest.raises(InvalidRequest):
         from_rows([[1, 2]], KINDS)  # type: ignore[list-item]
+
+
+def test_whole_numbers_that_float64_cannot_hold_are_refused_by_name():
+    table = pa.table({"id": pa.array([1, 2**53 + 1])})
+    for read in (to_columns, lambda table: Rows(table)["id"]):
+        with pytest.raises(InvalidShard, match=r"'id'.*up to 2\^53.*as text"):
+            read(table)

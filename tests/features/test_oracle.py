@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -189,3 +190,14 @@ def test_a_default_stands_in_for_missing_numbers_and_changes_the_feature():
     assert made["a"].tolist() == [1.0, -1.0]
     assert fingerprint(ct.about(plain, owner="a", description="b")) == fingerprint(ct.about(plain))
     assert fingerprint(ct.about(plain, default=-1.0)) != fingerprint(ct.about(plain))
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e308])
+def test_numbers_beyond_all_measure_warn_nobody(value):
+    rows = {"town": worlds.text(["A", "A"]), "late": np.array([value, value]), "arrives": np.array([0, 0])}
+    rows |= {"trip": worlds.text(["p", "q"])}
+    feature = ct.window(TRIPS, "late", by="town", over="1h", agg=("sum", "mean", "std", "max", "share"), known_at="arrives")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        made = transform([feature], rows, np.array([1, 1]), TableHistory({"trips": rows}))
+    assert made["late_max_by_town_1h"].tolist() == [value, value]
