@@ -15,7 +15,7 @@ from ct.ids import canonical, fingerprint, sha256
 from ct.pipeline import Label, Pipeline
 from ct.roles import Column, Feature, Lookup
 
-FORMAT = 2
+FORMAT = 3
 """Part of every file's name: raise it when the same definitions shall give other values."""
 CHUNK_ROWS = 1 << 20
 """Rows that are computed at a time: what a task holds in memory."""

@@ -201,3 +201,9 @@ def test_numbers_beyond_all_measure_warn_nobody(value):
         warnings.simplefilter("error")
         made = transform([feature], rows, np.array([1, 1]), TableHistory({"trips": rows}))
     assert made["late_max_by_town_1h"].tolist() == [value, value]
+
+
+def test_shares_above_different_numbers_are_different_columns():
+    shares = [ct.window(TRIPS, "late", by="town", over="1d", agg="share", above=above) for above in (15, 60.5)]
+    names = [feature.outputs()[0].name for feature in shares]
+    assert names == ["late_share_above_15_by_town_1d", "late_share_above_60.5_by_town_1d"]

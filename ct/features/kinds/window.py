@@ -64,10 +64,13 @@ class Window:
     def _outputs(self) -> tuple[tuple[str, Lookup, str], ...]:
         only = "".join(f"_{column}_{_WORDS[sign]}_{value}" for column, sign, value in self.where)
         return tuple(
-            (agg, lookup, f"{self.column}_{agg}_by_{'_'.join(self.by)}_{over}{only}")
+            (agg, lookup, f"{self.column}_{self._word(agg)}_by_{'_'.join(self.by)}_{over}{only}")
             for over, lookup in zip(self.over, self._lookups, strict=True)
             for agg in self.agg
         )
+
+    def _word(self, agg: str) -> str:
+        return f"share_above_{self.above:g}" if agg == "share" else agg
 
     def inputs(self) -> tuple[str, ...]:
         """Nothing beyond `by`."""
