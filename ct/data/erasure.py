@@ -230,7 +230,7 @@ def old(stores: Stores, table: str, key: Subject) -> Old:
     place = Files(stores.settings.place("warehouse"))
     names = [place.address(entry.name) for entry in place.list(f"{NAMESPACE}/{table}/shards")]
     held = frozenset(name for name in names if name not in current and traces.look(name, wanted)[0])
-    tainted = tuple(state.id for state in house.history(table) if state.id != head and held & set(house.files(table, state.id)))
+    tainted = tuple(snapshot for snapshot in house.reaching(table, held) if snapshot != head)
     refs = tuple(ref for ref, snapshot in sorted(house.refs(table).items()) if snapshot in tainted)
     return Old(refs, tainted, tuple(sorted(held)))
 

@@ -215,6 +215,11 @@ class Tables:
         return snapshots.reachable(self._table(name), besides)
 
     @told
+    def reaching(self, name: str, files: Iterable[str]) -> tuple[int, ...]:
+        """The snapshots with one of the data files at these addresses."""
+        return snapshots.reaching(self._table(name), files)
+
+    @told
     def _ancestors(self, name: str) -> tuple[Snapshot, ...]:
         """The newest snapshot and its ancestors that have not expired, oldest first; nothing for an unknown table."""
         if (table := self._find(name)) is None:

@@ -151,6 +151,21 @@ def _same_refs(metadata: TableMetadata) -> Any:
     return SameRefs()
 
 
+def reaching(table: IcebergTable, files: Iterable[str]) -> tuple[int, ...]:
+    """The snapshots with one of the data files at these addresses. Each manifest is read once, however many snapshots share it."""
+    wanted, held = frozenset(files), dict[str, bool]()
+    found = []
+    for snapshot in table.snapshots() if wanted else ():
+        for manifest in snapshot.manifests(table.io):
+            if manifest.manifest_path not in held:
+                entries = manifest.fetch_manifest_entry(table.io, discard_deleted=True)
+                held[manifest.manifest_path] = any(address(entry.data_file.file_path) in wanted for entry in entries)
+            if held[manifest.manifest_path]:
+                found.append(int(snapshot.snapshot_id))
+                break
+    return tuple(found)
+
+
 def reachable(table: IcebergTable, besides: Iterable[int] = ()) -> frozenset[str]:
     """The addresses of all files that the table needs: data, manifests and manifest lists of every snapshot, metadata and its log.
 

@@ -196,3 +196,13 @@ def test_two_who_expire_the_same_snapshots_do_no_harm(warehouse: Warehouse, monk
     monkeypatch.setattr(snapshots, "expirable", overtaken)
     assert warehouse.expire("t", dry_run=False) == ()
     assert len(warehouse.history("t")) == 1
+
+
+def test_the_snapshots_that_reach_a_file(warehouse: Warehouse) -> None:
+    states, files = [state.id for state in warehouse.history("t")], warehouse.files("t")
+    merged = warehouse.stage("t", pa.concat_tables([rows(0), rows(10)]), "compact")
+    last = warehouse.rewrite("t", files[:2], merged, attempt="c1")
+    for file in (*files, merged.address):
+        reached = [state for state in (*states, last) if file in warehouse.files("t", state)]
+        assert list(warehouse.reaching("t", [file])) == reached != []
+    assert warehouse.reaching("t", []) == ()
