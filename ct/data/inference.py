@@ -164,4 +164,5 @@ def _variable(name: str) -> str:
 
 
 def _text(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if value.isprintable() else json.dumps(value)
+    # JSON writes a letter beyond 16 bits as two, which Python would not join again.
+    return json.dumps(value, ensure_ascii=False) if value.isprintable() else ascii(value)

@@ -25,6 +25,7 @@ MEMORY_BYTES = 4 << 30
 CPU_SECONDS = 300
 MAX_RATIO = 100
 MAX_CELL_BYTES = 1 << 20
+LARGEST = 1 << 53
 REFUSED = 3
 TIME = pa.timestamp("us", tz="UTC")
 TYPES = {str(type_): type_ for type_ in (pa.bool_(), pa.int64(), pa.float64(), pa.string(), pa.date32(), TIME)}
@@ -112,6 +113,10 @@ def _csv(path: Path, asked: Asked) -> pa.Table:
     # Only an empty cell is a missing one: "NA" may be a country.
     options = pa_csv.ConvertOptions(column_types=asked.arrow, null_values=[""], strings_can_be_null=True)
     try:
+        rows = pa_csv.read_csv(path, convert_options=options)
+        if not (codes := _codes(path, [field for field in rows.schema if field.name not in asked.arrow])):
+            return rows
+        options.column_types = {**asked.arrow, **dict.fromkeys(codes, pa.string())}
         return pa_csv.read_csv(path, convert_options=options)
     except pa.ArrowInvalid as error:
         if fault := _CSV_FAULT.search(str(error)):
@@ -208,7 +213,29 @@ def _clean(table: pa.Table) -> pa.Table:
             raise Refused(found, limit, "round them, or store text") from None
         if any(_longest(chunk) > MAX_CELL_BYTES for chunk in columns[-1].chunks):
             raise _long(field.name)
+        if pa.types.is_integer(columns[-1].type) and _largest(columns[-1]) > LARGEST:
+            found = f"column {field.name!r} has whole numbers beyond 2^53, which features and checks would round"
+            raise Refused(found, "numbers that a double holds", "send ids and codes as text")
     return pa.table(columns, names=names).unify_dictionaries()
+
+
+def _largest(column: pa.ChunkedArray) -> int:
+    import pyarrow.compute as pc
+
+    return max((abs(value) for value in pc.min_max(column).as_py().values() if value is not None), default=0)
+
+
+def _codes(path: Path, fields: list[pa.Field]) -> list[str]:
+    """Columns that look like numbers and are not: 00501 is a code, and as a number it would be 501."""
+    import pyarrow.compute as pc
+    import pyarrow.csv as pa_csv
+
+    numbers = [field.name for field in fields if pa.types.is_integer(field.type) or pa.types.is_floating(field.type)]
+    if not numbers:
+        return []
+    options = pa_csv.ConvertOptions(column_types=dict.fromkeys(numbers, pa.string()), include_columns=numbers)
+    texts = pa_csv.read_csv(path, convert_options=options)
+    return [name for name in numbers if pc.any(pc.match_substring_regex(texts[name], r"^[+-]?0[0-9]")).as_py()]
 
 
 def _longest(chunk: pa.Array) -> int:

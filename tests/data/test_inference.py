@@ -105,6 +105,7 @@ NUMBERS = st.lists(st.none() | st.floats(allow_nan=False) | st.integers(-(2**40)
 
 @example([sys.float_info.max, -sys.float_info.max], [""], 0)
 @example([5e-324, None, np.inf], ["x"], 0)
+@example([None] * 20, ["\U0001e2af"], 0)
 @given(NUMBERS, st.lists(st.text(max_size=8), min_size=1, max_size=5), st.integers(-(10**17), 10**17))
 def test_whatever_a_first_file_holds_its_declaration_holds_for_it(
     numbers: list[float | None], texts: list[str], start: int
