@@ -129,11 +129,11 @@ def test_two_machines_race_for_one_shard(anywhere: Place, monkeypatch: pytest.Mo
     winner = next(month for month, kind in kinds.items() if kind == "published")
     assert rows(place) == sorted(sales(winner)["id"].to_pylist())
     (shard,) = catalog.published(place.journal, "sales")
-    reachable = place.warehouse.reachable("sales")
     staged = {entry.name for entry in files.Files(place.settings.place("warehouse")).list("ct/sales/shards")}
     assert len(staged) == 2
-    assert len([name for name in staged if files.Files(place.settings.place("warehouse")).address(name) in reachable]) == 1
-    assert shard.path in reachable
+    # The loser may have come as far as its branch: what the branch held is no part of the table, and goes when snapshots expire.
+    assert place.warehouse.files("sales") == (shard.path,)
+    assert not [name for name in place.warehouse.refs("sales") if name.startswith("audit")]
     place.journal.verify()
     other.journal.close()
 
