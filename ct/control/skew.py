@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from ct.control.retrain import Place
 from ct.data import catalog, predictions
-from ct.data.columns import NO_TIME, to_columns
+from ct.data.columns import NO_TIME, column_of, to_columns
 from ct.data.hashing import row_hash
 from ct.data.shards import opened
 from ct.data.tables import ShardFile
@@ -267,7 +267,8 @@ class _AsOf:
 
 def _compared(version: _Version, records: Sequence[Record], tables: _Tables, store: OnlineStore | None) -> list[FeatureSkew]:
     rows = {
-        name: _column([record["request"].get(name) for record in records], kind) for name, kind in version.spec.request.items()
+        name: column_of([record["request"].get(name) for record in records], kind)
+        for name, kind in version.spec.request.items()
     }
     times = np.array([record["event_time"] for record in records], dtype=np.int64)
     history = tables.history(version.lookups, rows, times)
@@ -275,7 +276,7 @@ def _compared(version: _Version, records: Sequence[Record], tables: _Tables, sto
     for feature in version.features:
         made = transform([feature], rows, times, history)
         for column in feature.outputs():
-            logged = _column([record["features"].get(column.name) for record in records], _KINDS[column.kind])
+            logged = column_of([record["features"].get(column.name) for record in records], _KINDS[column.kind])
             gaps = _gaps(made[column.name], logged)
             apart = np.flatnonzero(gaps > 0)
             old = {int(at) for at in apart if store is not None and _is_forgotten(feature, int(times[at]), store)}
@@ -292,17 +293,6 @@ def _compared(version: _Version, records: Sequence[Record], tables: _Tables, sto
 
 
 _KINDS = {"numeric": "number", "category": "text"}
-
-
-def _column(values: Sequence[Any], kind: str) -> NDArray[Any]:
-    """Logged values as a column."""
-    if kind == "text":
-        made = np.empty(len(values), dtype=object)
-        made[:] = values
-        return made
-    if kind == "time":
-        return np.array([NO_TIME if value is None else value for value in values], dtype=np.int64)
-    return np.array([np.nan if value is None else value for value in values], dtype=np.float64)
 
 
 def _row(rows: Columns, at: int) -> Columns:
@@ -334,7 +324,7 @@ def _is_late(
     """
     assert store is not None, "who has no store does not ask"
     lookups, moment = feature.lookups(), record["t"]
-    logged = _column([record["features"].get(column.name)], _KINDS[column.kind])
+    logged = column_of([record["features"].get(column.name)], _KINDS[column.kind])
     for until in {moment, moment - int(record["latency_ms"] * 1000)}:
         past = store.history_at(row, lookups, until)
         (gap,) = _gaps(feature.compute(row, time, past)[column.name], logged)

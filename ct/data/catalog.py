@@ -144,12 +144,6 @@ def empty(journal: Journal, table: str) -> frozenset[str]:
     return frozenset(event.data["sha256"] for event in journal.read(stream(table), types=["ShardEmpty"]))
 
 
-def first_profile(journal: Journal, table: str) -> str | None:
-    """Digest of the first shard's profile, whose edges those of all later shards share; None before the first shard."""
-    events = journal.read(stream(table), types=["ShardPublished"])
-    return next((str(event.data["profile"]) for event in events), None)
-
-
 def seen(journal: Journal, table: str) -> frozenset[str]:
     """SHA-256 of all files that were published, found empty or quarantined."""
     types = ["ShardPublished", "ShardQuarantined", "ShardEmpty"]

@@ -144,11 +144,12 @@ def from_rows(
     for name, kind in kinds.items():
         read = _READERS[kind]
         values = [None if (value := row.get(name)) is None else read(value, name, index) for index, row in enumerate(rows)]
-        made[name] = _column(values, kind)
+        made[name] = column_of(values, kind)
     return made
 
 
-def _column(values: list[Any], kind: str) -> NDArray[Any]:
+def column_of(values: Sequence[Any], kind: str) -> NDArray[Any]:
+    """Plain values of one kind, None for missing, as a column."""
     if kind == "text":
         column = np.empty(len(values), dtype=object)
         column[:] = values
