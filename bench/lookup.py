@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[0] = str(ROOT / "examples")  # not this folder, whose profile.py would stand for the one of Python
 MONTHS = (6, 7)
 PUSH_EVERY = 10
 _WINDOWS = (

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "examples"))
+sys.path[0] = str(ROOT / "examples")  # not this folder, whose profile.py would stand for the one of Python
 
 Columns = Mapping[str, NDArray[Any]]
 
