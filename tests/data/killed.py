@@ -10,14 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from pyiceberg.catalog.sql import SqlCatalog
 
 sys.path.insert(0, str(Path(__file__).parent))
 from conftest import MILD, SALES, Place
+from steps import kill_at
 
 from ct.data.tables import Warehouse
 from ct.store.artifacts import Artifacts
@@ -33,30 +32,6 @@ CALLS = [
 ]
 
 
-def kill_at(step: int) -> None:
-    """Let this process kill itself when it reaches `step`, counted from 1."""
-    passed = 0
-
-    def tick() -> None:
-        nonlocal passed
-        passed += 1
-        if passed == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted(call: Callable[..., Any], last: bool) -> Callable[..., Any]:
-        def around(*args: Any, **kwargs: Any) -> Any:
-            tick()
-            result = call(*args, **kwargs)
-            if last:
-                tick()
-            return result
-
-        return around
-
-    for owner, name in CALLS:
-        setattr(owner, name, counted(getattr(owner, name), last=owner is Journal))
-
-
 def main(file: Path, folder: Path, first: Path | None = None) -> None:
     step, killed = 0, True
     while killed:
@@ -66,7 +41,7 @@ def main(file: Path, folder: Path, first: Path | None = None) -> None:
             place = Place.at(folder / str(step))
             if first is not None:
                 place.ingest(first, MILD)
-            kill_at(step)
+            kill_at(step, CALLS)
             place.ingest(file, MILD if first is not None else SALES)
             os._exit(0)
         _, status = os.waitpid(child, 0)

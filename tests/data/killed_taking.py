@@ -11,7 +11,6 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +19,9 @@ import ct
 from ct.data.sources import delta, extract, iceberg
 from ct.store.journal import Journal
 from tests.data.source_worlds import Project
+from tests.data.steps import kill_at
 
 CALLS = [(Journal, "append"), (Project, "ingest"), (extract, "write"), (shutil, "rmtree")]
-
-
-def kill_at(step: int) -> None:
-    """Let this process kill itself when it reaches `step`, counted from 1."""
-    passed = 0
-
-    def tick() -> None:
-        nonlocal passed
-        passed += 1
-        if passed == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    def counted(call: Callable[..., Any], last: bool) -> Callable[..., Any]:
-        def around(*args: Any, **kwargs: Any) -> Any:
-            tick()
-            result = call(*args, **kwargs)
-            if last:
-                tick()
-            return result
-
-        return around
-
-    for owner, name in CALLS:
-        setattr(owner, name, counted(getattr(owner, name), last=owner is Journal))
 
 
 def here(source: Any, position: str, root: Path, target: Path) -> Path:
@@ -63,7 +39,7 @@ def main(kind: str, spec: str, folder: Path) -> None:
         child = os.fork()
         if child == 0:
             project = Project(folder / str(step), source)
-            kill_at(step)
+            kill_at(step, CALLS)
             project.take()
             os._exit(0)
         _, status = os.waitpid(child, 0)

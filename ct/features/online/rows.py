@@ -25,7 +25,6 @@ Key: TypeAlias = tuple[str, str]
 """A source's name and an entity."""
 Entry: TypeAlias = tuple[str, bytes]
 """An entity and a row."""
-HEAD = 16
 _SIGN = np.uint64(1 << 63)
 
 
