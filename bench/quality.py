@@ -150,24 +150,22 @@ def _ours(
     home: Path,
 ) -> NDArray[np.float64]:
     """Scores of the pipeline's own model, trained by Ray Train as `ct train` does it."""
-    import torch
-
     from ct.features.encode import Encoder
+    from ct.objectives import Calibration
     from ct.training import trainer
     from ct.training.data import TrainingSet
 
     seen, asked = _take(columns, train), _take(columns, judge)
     encoder = Encoder.fit(seen, line.outputs)
-    numbers, categories = encoder.numeric(seen), encoder.category(seen)
-    cardinalities = tuple(encoder.cardinalities)
-    folder = TrainingSet(numbers, categories, label[train].astype(np.float32), cardinalities).save(home / "set")
-    model = line.model.resolved({})
-    trained = trainer.train(folder, model, run="quality", storage=home, checkpoints=False)
-    module = model.model(numeric=numbers.shape[1], cardinalities=list(cardinalities), **model.options)
-    module.load_state_dict({name: torch.tensor(value) for name, value in trained.weights.items()})
-    with torch.no_grad():
-        logits = module.eval()(torch.tensor(encoder.numeric(asked)), torch.tensor(encoder.category(asked)))
-    return np.asarray(torch.sigmoid(logits.double()).numpy(), np.float64)
+    sets = [
+        TrainingSet(encoder.numeric(part), encoder.category(part), label[rows].astype(np.float32), encoder.shape).save(
+            home / name
+        )
+        for name, part, rows in (("train", seen, train), ("judge", asked, judge))
+    ]
+    objective, model = line.label.objective, line.model.resolved({})
+    trained = trainer.train(sets[0], model, objective=objective, run="quality", storage=home, checkpoints=False)
+    return Calibration().scores(objective, trainer.raw(sets[1], model, objective, trained.weights))
 
 
 def _lightgbm(

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import CellType, CodeType, FunctionType
 from typing import Any
@@ -59,6 +60,8 @@ def describe(value: object) -> Json:
                 continue
             fields[field.name] = describe(getattr(value, field.name))
         return fields
+    if isinstance(value, partial):
+        return {"partial": describe(value.func), "arguments": describe(value.args), "named": describe(value.keywords)}
     if isinstance(value, Mapping):
         return {str(key): describe(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from ct.clock import duration
 from ct.errors import InvalidPipeline
 from ct.ids import Json, check_name, describe, fingerprint
-from ct.roles import Check, Column, Columns, Feature, Personal, Selector, Source
+from ct.objectives import Objective
+from ct.roles import Check, Column, Columns, Feature, Personal, Selector, Source, Weigher
 
 
 @dataclass(frozen=True)
@@ -125,26 +126,55 @@ class Table:
 
 @dataclass(frozen=True)
 class Label:
-    """What is predicted: `column > above` as 1.0, else 0.0; missing where the column is missing.
+    """What is predicted, and from when on the truth is known (`known_at`, a time column).
 
-    `known_at` names the time from which the truth is known.
+    `Label("arr_delay", above=15, known_at=…)`: is the column above 15? A binary label. `Label("outcome", classes=("late", "on time"), known_at=…)`:
+    which of these texts. `Label("arr_delay", known_at=…)`: the number itself, and with `quantiles=(0.1, 0.5, 0.9)` its quantiles.
+    `weight` names a column of the predicted table: how much a row counts in training, 1.0 where it is not given.
     """
 
     column: str
-    above: float
-    known_at: str
+    above: float | None = None
+    known_at: str = ""
+    classes: Sequence[str] = ()
+    quantiles: Sequence[float] = ()
+    weight: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("classes", "quantiles"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        said = f"Label({self.column!r}, above={self.above!r}, classes={list(self.classes)}, quantiles={list(self.quantiles)})"
+        if not self.known_at:
+            raise InvalidPipeline(f"{said} without known_at", "the column that says when the truth is known", "add known_at=")
+        if sum((self.above is not None, bool(self.classes), bool(self.quantiles))) > 1:
+            raise InvalidPipeline(said, "one of above, classes and quantiles, or none for a number", "choose one")
+        if self.classes and (len(self.classes) < 2 or len(set(self.classes)) < len(self.classes)):
+            raise InvalidPipeline(said, "two or more different classes", "name each class once")
+        rising = list(self.quantiles) == sorted(set(self.quantiles))
+        if self.quantiles and not (rising and self.quantiles[0] > 0 and self.quantiles[-1] < 1):
+            raise InvalidPipeline(said, "rising quantiles between 0 and 1", "for example quantiles=(0.1, 0.5, 0.9)")
+
+    @property
+    def objective(self) -> Objective:
+        """What the model is trained for."""
+        kind = "classes" if self.classes else "quantiles" if self.quantiles else "number" if self.above is None else "binary"
+        return Objective(kind, tuple(self.classes), tuple(self.quantiles))
 
     def values(self, rows: Columns) -> NDArray[np.float64]:
-        """Labels in {0.0, 1.0}, NaN where there is none, shape [n]."""
+        """Labels [n], NaN where there is none: 0.0 or 1.0, the class's place, or the number. A text that is no class has no label."""
+        if self.classes:
+            places: dict[Any, float] = {text: float(at) for at, text in enumerate(self.classes)}
+            return np.array([places.get(text, np.nan) for text in rows[self.column].tolist()], dtype=np.float64)
         raw = np.asarray(rows[self.column], dtype=np.float64)
-        return np.where(np.isnan(raw), np.nan, (raw > self.above).astype(np.float64))
+        return raw if self.above is None else np.where(np.isnan(raw), np.nan, (raw > self.above).astype(np.float64))
 
 
 @dataclass(frozen=True)
 class Pipeline:
     """The whole loop of one model as a value. The first table its label's column belongs to is `table`.
 
-    `rows` chooses which of the rows before the holdout train; several selectors must agree on a row.
+    `rows` chooses which of the rows before the holdout train; several selectors must agree on a row. `weights` say how much each of them
+    counts; several multiply.
     Raises InvalidPipeline naming every fault found in its parts.
     """
 
@@ -162,12 +192,13 @@ class Pipeline:
     owner: str = ""
     description: str = ""
     rows: Selector | Sequence[Selector] = ()
+    weights: Sequence[Weigher] = ()
 
     def __post_init__(self) -> None:
         check_name(self.name, "pipeline")
         if not isinstance(self.rows, (list, tuple)):
             object.__setattr__(self, "rows", (self.rows,))
-        for name in ("features", "retrain", "segments", "tables", "rows"):
+        for name in ("features", "retrain", "segments", "tables", "rows", "weights"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         faults = [*self._part_faults()]
         if not faults:
@@ -204,6 +235,11 @@ class Pipeline:
                 faults.append(f"rows holds {chooser!r}, expected a selector such as ct.newest")
             elif unknown := sorted(set(chooser.segments()) - set(self.segments)):
                 faults.append(f"rows reads {unknown}, which {'is' if len(unknown) == 1 else 'are'} not in segments")
+        faults += [
+            f"weights holds {part!r}, which lacks weights() or explain()"
+            for part in self.weights
+            if not isinstance(part, Weigher)
+        ]
         duration(self.holdout)
         return faults
 

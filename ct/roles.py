@@ -236,6 +236,37 @@ class Selector(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """Rows that train, n of them in any order, for whoever weighs them.
+
+    `times`, `keys` and `segments` as in Offered; `features` the feature columns; `label` float64 [n]; `scores` the champion's scores
+    of these rows ([n], or [n, k]), None where there is no champion; `drift` how far a value of a segment has moved since the champion
+    was trained: {segment: {value: effect}}, empty where nothing was compared.
+    """
+
+    times: NDArray[np.int64]
+    keys: NDArray[np.int64]
+    segments: Columns
+    features: Columns
+    label: NDArray[np.float64]
+    scores: NDArray[np.float64] | None
+    drift: Mapping[str, Mapping[str, float]]
+
+
+@runtime_checkable
+class Weigher(Protocol):
+    """Says how much each training row counts."""
+
+    def weights(self, rows: Weighed) -> NDArray[np.float64]:
+        """Weights of at least 0, shape [n]; 1.0 changes nothing. The same rows get the same weights in whatever order they come."""
+        ...
+
+    def explain(self) -> str:
+        """The rule in a few words, for reports."""
+        ...
+
+
 class Gate(Protocol):
     """Decides whether a candidate may be rolled out. See evaluation/gate.py."""
 
@@ -249,4 +280,4 @@ class Trigger(Protocol):
 
 
 class Model(Protocol):
-    """What is trained. See training/declare.py."""
+    """What is trained: `seed`, `held` and `patience`, validate(), searches() and resolved(params). See training/declare.py."""

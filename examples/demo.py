@@ -23,7 +23,7 @@ from rich.table import Table
 
 import shards
 from ct import settings
-from ct.control import erasing, loop, report, retrain, skew, watching
+from ct.control import erasing, loop, report, rows, skew, watching
 from ct.control.act import Actor
 from ct.data import catalog
 from ct.registry import routes, versions
@@ -166,7 +166,7 @@ def harmful_candidate(demo: Demo) -> None:
     """A model trained on flipped labels fails its gate, is let through by a journaled override, and is rolled back by itself."""
     act = demo.act
     run = act.start_run("demo: labels flipped in training")
-    data = retrain.rows(act.place, run, on_step=lambda _: None)
+    data = rows.rows(act.place, run, on_step=lambda _: None)
     label = np.where(data.split.train, 1.0 - data.label, data.label)
     version = act.train(run, data=replace(data, label=label))
     demo.say(f"{version.name}: AUROC {version.metrics['auroc']:.4f}, gate says {version.verdict}: {version.reasons[0]}")

@@ -12,7 +12,9 @@ from typing import Any
 from ct.clock import Clock, SystemClock
 from ct.control import decide, filling, retrain, rollouts, runs, watching
 from ct.control.arriving import Looks
-from ct.control.retrain import Place, Report, Step
+from ct.control.judging import Report, compare, predictor
+from ct.control.place import Place, Step
+from ct.control.rows import rows
 from ct.control.sweeping import Swept, sweep
 from ct.data.arriving import Reader
 from ct.data.ingest import Outcome, ingest
@@ -250,9 +252,9 @@ class Actor:
             started=self.clock.now(),
             **_frozen(self.run_inputs()),
         )
-        data = retrain.rows(self.place, probe, on_step=_silent)
+        data = rows(self.place, probe, on_step=_silent)
         made = files.fetch(self.artifacts, known.manifest)
-        return retrain.compare(self.place, retrain.predictor(self.place, made), data)
+        return compare(self.place, predictor(self.place, made), data)
 
     def overrule(self, version: str, reason: str) -> None:
         """Clear a version that its gate did not pass. The journal keeps who and why."""

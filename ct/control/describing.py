@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from ct.clock import Clock, SystemClock
-from ct.control.retrain import Place
+from ct.control.place import Place
 from ct.data import catalog, profiled
 from ct.data.columns import kind_of
 from ct.data.reading import TYPES

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from ct.control.retrain import Place
+from ct.control.place import Place
 from ct.data import catalog
 from ct.features import online
 from ct.features.transform import lookups_of

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ct.control import runs, watching
-from ct.control.retrain import Place
+from ct.control.place import Place
 from ct.data import catalog, predictions
 from ct.errors import NotFound
 from ct.pipeline import Pipeline

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.control.retrain import Place
+from ct.control.place import Place
 from ct.data import catalog, predictions
 from ct.data.columns import NO_TIME, column_of, to_columns
 from ct.data.hashing import row_hash

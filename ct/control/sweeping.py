@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ct.control import retrain, runs
-from ct.control.retrain import Step
+from ct.control.fitting import save
+from ct.control.place import Step
+from ct.control.rows import rows, take
 from ct.errors import InvalidPipeline
 from ct.features.encode import Encoder
 from ct.ids import canonical, sha256
@@ -46,10 +48,10 @@ def sweep(act: Actor, *, trials: int, parallel: int, on_step: Step) -> Swept:
             "the model has nothing to search", "at least one ct.Search", "for example lr=ct.Search(1e-4, 1e-2, log=True)"
         )
     run = _open_run(act)
-    data = retrain.rows(act.place, run, on_step=on_step)
-    encoder = Encoder.fit(retrain.take(data.columns, data.split.train), line.outputs)
-    train = retrain.save(act.place, data, encoder, data.split.train, f"{run.id}-train")
-    judge = retrain.save(act.place, data, encoder, data.split.judge, f"{run.id}-judge")
+    data = rows(act.place, run, on_step=on_step)
+    encoder = Encoder.fit(take(data.columns, data.split.train), line.outputs)
+    train = save(act.place, data, encoder, data.split.train, f"{run.id}-train")
+    judge = save(act.place, data, encoder, data.split.judge, f"{run.id}-judge")
     stream = f"sweep/{line.name}"
     done = {event.data["key"]: event.data["metric"] for event in act.journal.read(stream) if event.data["run"] == run.id}
 
@@ -60,7 +62,17 @@ def sweep(act: Actor, *, trials: int, parallel: int, on_step: Step) -> Swept:
             act.journal.append(stream, [New("TrialFinished", data)])
         on_step(f"trial {len(done) + 1}: {dict(trial.params)} -> {trial.metric:.4f}")
 
-    found = tuning.sweep(train, judge, line.model, trials=trials, seed=run.seed, parallel=parallel, on_trial=note, done=done)
+    found = tuning.sweep(
+        train,
+        judge,
+        line.model,
+        objective=line.label.objective,
+        trials=trials,
+        seed=run.seed,
+        parallel=parallel,
+        on_trial=note,
+        done=done,
+    )
     best = min((trial for trial in found if trial.state == "finished"), key=lambda trial: trial.metric)
     version = retrain.carry_out(
         act.place,

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from ct.control import runs
-from ct.control.retrain import Place
+from ct.control.place import Place
 from ct.data.profile import Numbers, Profile
 from ct.errors import Corrupt, NotFound
 from ct.features import catalog

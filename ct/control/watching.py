@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ct.control import runs
-from ct.control.retrain import Place, profiled_by
+from ct.control.place import Place
+from ct.control.retrain import profiled_by
 from ct.data import catalog, labels, predictions
 from ct.data.columns import to_columns
 from ct.data.profile import Profiles

@@ -24,6 +24,18 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
+class Shape:
+    """What a model must know of its inputs: F numbers, the number of ids of each of C categories, and which of the numbers are sequences.
+
+    A sequence is a tuple of steps, newest first, each a tuple of places among the numbers; all steps of one have the same length.
+    """
+
+    numeric: int
+    cardinalities: tuple[int, ...]
+    sequences: tuple[tuple[tuple[int, ...], ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Scale:
     """A numeric column: standardized by mean and deviation, clipped at ±`clip` (0 for never); missing becomes 0, flagged when training had
     missing ones."""
@@ -159,6 +171,11 @@ class Encoder:
     def cardinalities(self) -> tuple[int, ...]:
         """Ids of each of the C categories."""
         return tuple(part.size for part in self.categories)
+
+    @property
+    def shape(self) -> Shape:
+        """What a model must know of F and C."""
+        return Shape(len(self.numeric_names), self.cardinalities)
 
     def numeric(self, columns: Columns) -> NDArray[np.float32]:
         """Standardized numbers, float32 [n, F]."""

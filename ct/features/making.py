@@ -47,6 +47,7 @@ def _base(recipe: Recipe, rows: Frame) -> pa.Table:
             "_time": rows[recipe.time],
             "_label": label,
             "_known_at": np.where(np.isnan(label), NO_TIME, rows[recipe.label.known_at]),
+            **({"_weight": rows[recipe.label.weight]} if recipe.label.weight else {}),
             **{f"segment:{name}": as_coded(rows, name, texts(rows, name)) for name in recipe.segments},
         }
     )
@@ -120,7 +121,9 @@ def _rows(chunk: Chunk, recipe: Recipe, features: Sequence[Feature]) -> Frame:
     for feature in features:
         coded |= dict.fromkeys(feature.inputs())
         coded |= dict.fromkeys(name for lookup in feature.lookups() for name in lookup.by)
-    names = (*dict.fromkeys([*recipe.keys, recipe.time, recipe.label.column, recipe.label.known_at, *coded]),)
+    label = recipe.label
+    weight = [label.weight] if label.weight else []
+    names = (*dict.fromkeys([*recipe.keys, recipe.time, label.column, label.known_at, *weight, *coded]),)
     with opened(verified(chunk.shard), coded=[name for name in coded if name not in recipe.keys]) as reader:
         check(reader, names)
         rows = reader.read(names, start=chunk.start, stop=chunk.stop)

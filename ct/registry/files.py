@@ -9,6 +9,7 @@ from typing import Any
 
 from ct.errors import Corrupt
 from ct.ids import canonical
+from ct.objectives import Objective
 from ct.store.artifacts import Artifacts
 
 WEIGHTS = "weights.safetensors"
@@ -17,7 +18,7 @@ ENCODER = "encoder.json"
 GOLDEN = "golden.json"
 ONNX = "model.onnx"
 NAMES = (WEIGHTS, SPEC, ENCODER, GOLDEN, ONNX)
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ModelSpec:
 
     `request` maps each request column to "number", "text" or "time"; `features` are the declared features as data
     (features/declare.py turns them back); `observe` maps each table's columns to their kinds, `personal` its personal columns to
-    "dropped", "keyed" or "own"; `table` is the predicted one.
+    "dropped", "keyed" or "own"; `table` is the predicted one. `calibration` is a part of the graph already, and stands here to be read.
     """
 
     endpoint: str
@@ -42,6 +43,8 @@ class ModelSpec:
     table: str = ""
     personal: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     lineage: Mapping[str, Any] = field(default_factory=dict)
+    objective: Mapping[str, Any] = field(default_factory=lambda: asdict(Objective()))
+    calibration: Mapping[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:

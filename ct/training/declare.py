@@ -45,16 +45,33 @@ class Search:
         return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else value
 
 
+SCHEDULES = ("cosine", "constant", "linear")
+CALIBRATIONS = ("", "temperature", "isotonic")
+READY = ("MLP", "RealMLP", "TabM")
+
+
 @dataclass(frozen=True)
 class Torch:
-    """A torch module and how it is trained.
+    """A torch module and how it is trained. Numbers and options may be a ct.Search.
 
-    `model(numeric=F, cardinalities=[…], **options)` builds a module whose forward(numeric float32 [n, F], category int64 [n, C])
-    gives logits [n]. A step takes `batch` rows in `shards` logical shards; both belong to the model's definition, whatever the
-    number of workers. Numbers and options may be a ct.Search.
+    `model` is a module class, or the name of a ready one: "TabM", "RealMLP" or "MLP". `model(numeric=F, cardinalities=[…], **options)`
+    builds a module whose forward(numeric float32 [n, F], category int64 [n, C]) gives raw outputs [n], or [n, k] for k outputs: then
+    it is built with `outputs=k` too, and with `sequences=[…]` where features are sequences. A module with an attribute `members` (m)
+    gives [n, m] or [n, m, k] while it trains, each member with a loss of its own, and their mean afterwards.
+
+    A step takes `batch` rows in `shards` logical shards; both belong to the model's definition, whatever the number of workers.
+    `optimizer` is AdamW when None, else called as optimizer(params, lr=…, weight_decay=…), such as functools.partial(torch.optim.SGD,
+    momentum=0.9). `schedule`: "cosine" (a tenth of warm-up, then half a cosine), "constant", "linear", or a function from the share
+    of steps done, in [0, 1), to a factor of lr. Gradients are clipped to the norm `clip` (0: never). `average` is the decay of an
+    exponential moving average of the weights, which is then the model (0: none). With `patience`, training stops after so many epochs
+    without a better loss on rows kept aside, and the best epoch is the model. `precision` "bfloat16" trains under autocast.
+
+    The share `held` of the training rows is never trained on: on it `calibrate` ("temperature", "isotonic" or "") is fitted and the
+    threshold is chosen. `patience` keeps as many rows again aside. `balanced` weighs every class alike. `start` "champion" begins
+    with the champion's weights where they fit.
     """
 
-    model: Any
+    model: Any = "TabM"
     epochs: int = 3
     lr: Any = 1e-3
     weight_decay: Any = 1e-4
@@ -62,29 +79,67 @@ class Torch:
     shards: int = 8
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: Any = None
+    schedule: Any = "cosine"
+    clip: float = 0.0
+    average: float = 0.0
+    patience: int = 0
+    precision: str = "float32"
+    held: float = 0.1
+    calibrate: str = "temperature"
+    balanced: bool = False
+    start: str = "scratch"
 
     def validate(self) -> list[str]:
         """Faults of the declaration, none for a good one."""
         faults = []
-        if not callable(self.model):
-            faults.append(f"model is {self.model!r}, expected a torch.nn.Module class")
+        if not callable(self.model) and self.model not in READY:
+            faults.append(f"model is {self.model!r}, expected a torch.nn.Module class or one of {list(READY)}")
         if not isinstance(self.epochs, int) or self.epochs < 1:
             faults.append(f"epochs is {self.epochs!r}, expected at least 1")
         if not isinstance(self.shards, int) or self.shards < 1 or self.shards & (self.shards - 1):
             faults.append(f"shards is {self.shards!r}, expected a power of two")
         elif not isinstance(self.batch, int) or self.batch < self.shards or self.batch % self.shards:
             faults.append(f"batch is {self.batch!r}, expected a multiple of shards ({self.shards})")
-        for name in ("lr", "weight_decay"):
+        for name in ("lr", "weight_decay", "clip"):
             value = getattr(self, name)
             if not isinstance(value, Search) and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
                 faults.append(f"{name} is {value!r}, expected a number of at least 0 or a ct.Search")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             faults.append(f"seed is {self.seed!r}, expected a whole number from 0 to 2^32 - 1")
+        if self.optimizer is not None and not callable(self.optimizer):
+            faults.append(f"optimizer is {self.optimizer!r}, expected a torch optimizer class or a function that makes one")
+        if self.schedule not in SCHEDULES and not callable(self.schedule):
+            faults.append(f"schedule is {self.schedule!r}, expected one of {list(SCHEDULES)} or a function")
+        for name, limit in (("average", 1.0), ("held", 0.5)):
+            value = getattr(self, name)
+            if not (isinstance(value, (int, float)) and 0 <= value < limit):
+                faults.append(f"{name} is {value!r}, expected a number from 0 to below {limit:g}")
+        if not isinstance(self.patience, int) or self.patience < 0:
+            faults.append(f"patience is {self.patience!r}, expected a number of epochs, or 0")
+        for name, allowed in (
+            ("precision", ("float32", "bfloat16")),
+            ("calibrate", CALIBRATIONS),
+            ("start", ("scratch", "champion")),
+        ):
+            if getattr(self, name) not in allowed:
+                faults.append(f"{name} is {getattr(self, name)!r}, expected one of {list(allowed)}")
+        if (self.calibrate or self.patience) and self.held == 0:
+            faults.append("held is 0: calibrate and patience need rows that are not trained on; for example held=0.1")
         return faults
+
+    @property
+    def module_class(self) -> Any:
+        """The module's class; a ready one is imported now."""
+        if isinstance(self.model, str):
+            from ct.training import models
+
+            return getattr(models, self.model)
+        return self.model
 
     def searches(self) -> dict[str, Search]:
         """The searched settings: fields by name, options as `options.<name>`."""
-        found = {name: value for name in ("lr", "weight_decay") if isinstance(value := getattr(self, name), Search)}
+        found = {name: value for name in ("lr", "weight_decay", "clip") if isinstance(value := getattr(self, name), Search)}
         return found | {f"options.{name}": value for name, value in self.options.items() if isinstance(value, Search)}
 
     def resolved(self, params: Mapping[str, Any]) -> Torch:
@@ -112,8 +167,9 @@ def source_folder(model: Any) -> Path:
 def code_digest(model: Torch) -> str:
     """SHA-256 over the source of the module that defines the model, and of the modules beside it from which it imports names."""
     files: dict[str, str] = {}
-    waiting = [str(model.model.__module__)]
-    folder = Path(inspect.getfile(model.model)).resolve().parent
+    home = model.module_class
+    waiting = [str(home.__module__)]
+    folder = Path(inspect.getfile(home)).resolve().parent
     while waiting:
         name = waiting.pop()
         module = sys.modules.get(name)
@@ -131,7 +187,7 @@ def pickled(model: Torch) -> tuple[bytes, tuple[str, ...]]:
     from ray import cloudpickle
 
     data: bytes = cloudpickle.dumps(model)
-    return data, (str(source_folder(model.model)),)
+    return data, (str(source_folder(model.module_class)),)
 
 
 def unpickled(data: bytes, paths: Sequence[str]) -> Torch:

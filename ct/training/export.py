@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from ct.errors import TrainingFailed
+from ct.features.encode import Shape
 from ct.ids import canonical
+from ct.objectives import BINARY, PLAIN, Calibration, Objective
 from ct.training import warm
 from ct.training.declare import Torch, code_digest, pickled
 from ct.training.trainer import Trained
@@ -20,22 +22,28 @@ __all__ = ["TOLERANCE", "code_digest", "files", "onnx"]
 TOLERANCE = 1e-6
 
 
-def files(trained: Trained, model: Torch, *, spec: bytes, encoder: bytes, golden: Mapping[str, Any]) -> dict[str, bytes]:
-    """The files of a version. `golden` has "features" {name: values}, "numeric" [m, F], "category" [m, C], "cardinalities"; the scores are added here.
+def files(
+    trained: Trained,
+    model: Torch,
+    *,
+    objective: Objective = BINARY,
+    calibration: Calibration = PLAIN,
+    spec: bytes,
+    encoder: bytes,
+    golden: Mapping[str, Any],
+) -> dict[str, bytes]:
+    """The files of a version. `golden` has "features" {name: values}, "numeric" [m, F], "category" [m, C], "shape"; the scores are added here.
 
-    Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6.
+    Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6 of their size.
     """
     weights = {name: np.asarray(value, order="C") for name, value in trained.weights.items()}
-    cardinalities = [int(count) for count in golden["cardinalities"]]
-    graph, scores = warm.call(
-        _onnx, *pickled(model), weights, cardinalities, np.asarray(golden["numeric"]), np.asarray(golden["category"])
-    )
-    kept = {"features": golden["features"], "score": [float(score) for score in scores]}
+    rows = np.asarray(golden["numeric"]), np.asarray(golden["category"])
+    graph, scores = warm.call(_onnx, *pickled(model), objective, calibration, weights, golden["shape"], *rows)
     return {
         "weights.safetensors": save(weights),
         "spec.json": spec,
         "encoder.json": encoder,
-        "golden.json": canonical(kept).encode(),
+        "golden.json": canonical({"features": golden["features"], "score": scores.tolist()}).encode(),
         "model.onnx": graph,
     }
 
@@ -48,35 +56,41 @@ def _onnx(model: bytes, paths: tuple[str, ...], *args: Any) -> tuple[bytes, NDAr
 
 def onnx(
     model: Torch,
+    objective: Objective,
+    calibration: Calibration,
     weights: Mapping[str, NDArray[Any]],
-    cardinalities: Sequence[int],
+    shape: Shape,
     numeric: NDArray[np.float32],
     category: NDArray[np.int64],
 ) -> tuple[bytes, NDArray[np.float32]]:
-    """The graph, and torch's own scores [m] of the golden rows, in this process.
+    """The graph, and torch's own scores ([m], or [m, k]) of the golden rows, in this process.
 
-    Inputs "numeric" float32 [n, F] and "category" int64 [n, C], output "score" float32 [n], any n. The graph's scores are compared
-    with torch's for all golden rows at once and for the first alone, so that a batch size baked into the graph is found.
+    Inputs "numeric" float32 [n, F] and "category" int64 [n, C], output "score" float32 [n] or [n, k], any n. The graph's scores are
+    compared with torch's for all golden rows at once and for the first alone, so that a batch size baked into the graph is found.
     """
     import torch
 
-    from ct.training.loop import construct
+    from ct.training.loop import loaded
 
-    module = construct(model, numeric.shape[1], cardinalities).eval()
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
-    graph = _exported(module, numeric.shape[1], category.shape[1])
+    scorer = _scorer(loaded(model, shape, objective, weights), objective, calibration)
+    graph = _exported(scorer, numeric.shape[1], category.shape[1])
     with torch.no_grad():
-        eager = torch.sigmoid(module(torch.from_numpy(numeric.copy()), torch.from_numpy(category.copy()))).numpy()
+        eager = scorer(torch.from_numpy(numeric.copy()), torch.from_numpy(category.copy())).numpy()
     _compare(graph, numeric, category, eager)
     return graph, eager
 
 
-def _exported(module: Any, numeric: int, category: int) -> bytes:
-    """torch.onnx.export is quiet about nothing and slow once: 5 s for a process's first export, 1 s after that."""
-    import logging
-    import warnings
-
+def _scorer(module: Any, objective: Objective, calibration: Calibration) -> Any:
+    """The module with its calibration, giving scores."""
     import torch
+
+    def calibrated(score: Any) -> Any:
+        """The straight lines between the knots as a sum of ramps."""
+        x, y = np.array(calibration.knots), np.array(calibration.heights)
+        slopes = np.diff(y) / np.diff(x)
+        turns = torch.from_numpy(np.diff(np.concatenate([[0.0], slopes, [0.0]])))
+        ramps = torch.relu(score.double().unsqueeze(1) - torch.from_numpy(x)) * turns
+        return (float(y[0]) + ramps.sum(dim=1)).float()
 
     class Scorer(torch.nn.Module):
         def __init__(self) -> None:
@@ -84,7 +98,24 @@ def _exported(module: Any, numeric: int, category: int) -> bytes:
             self.module = module
 
         def forward(self, numeric: Any, category: Any) -> Any:
-            return torch.sigmoid(self.module(numeric, category))
+            raw = self.module(numeric, category)
+            if objective.kind == "binary":
+                score = torch.sigmoid(raw / calibration.temperature)
+                return calibrated(score) if calibration.knots else score
+            if objective.kind == "classes":
+                return torch.softmax(raw / calibration.temperature, dim=1)
+            found = calibration.center + calibration.spread * raw
+            return torch.sort(found, dim=1).values if objective.kind == "quantiles" else found
+
+    return Scorer().eval()
+
+
+def _exported(scorer: Any, numeric: int, category: int) -> bytes:
+    """torch.onnx.export is quiet about nothing and slow once: 5 s for a process's first export, 1 s after that."""
+    import logging
+    import warnings
+
+    import torch
 
     # Two example rows: with one, the exporter would take the batch for a constant.
     example = (torch.zeros(2, numeric), torch.zeros(2, category, dtype=torch.int64))
@@ -93,7 +124,7 @@ def _exported(module: Any, numeric: int, category: int) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            Scorer().eval(),
+            scorer,
             example,
             dynamo=True,
             input_names=["numeric", "category"],
@@ -112,7 +143,8 @@ def _compare(graph: bytes, numeric: NDArray[np.float32], category: NDArray[np.in
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     for taken in (slice(None), slice(0, 1)):
         served = session.run(["score"], {"numeric": numeric[taken], "category": category[taken]})[0]
-        gap = float(np.abs(eager[taken] - served).max())
+        size = max(1.0, float(np.abs(eager[taken]).max()))
+        gap = float(np.abs(eager[taken] - served).max()) / size
         if served.shape != eager[taken].shape or not gap <= TOLERANCE:
             raise TrainingFailed(
                 f"ONNX Runtime and torch differ by {gap:.1e} on {len(eager[taken])} golden rows",
@@ -134,4 +166,4 @@ def rehearse() -> None:
         def forward(self, numeric: Any, category: Any) -> Any:
             return self.layer(torch.cat([numeric, self.embedding(category[:, 0])], dim=1)).squeeze(1)
 
-    _exported(Small(), 2, 1)
+    _exported(_scorer(Small(), BINARY, PLAIN), 2, 1)

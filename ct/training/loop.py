@@ -5,35 +5,43 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ct.errors import TrainingFailed
+from ct.features.encode import Shape
 from ct.ids import canonical, sha256
-from ct.training import checkpoint, data, determinism
+from ct.objectives import BINARY, Objective
+from ct.training import checkpoint, data, determinism, losses
 from ct.training.data import TrainingSet
 from ct.training.declare import Torch, unpickled
 
 WARM_UP = 0.1
+_CHUNK = 65_536
 _ALIGNED = 16  # floats in 64 bytes: each parameter begins where MKL and the vector units like it
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker must know. `model` is a pickled ct.Torch, readable once `paths` are on sys.path; an empty folder or file means: write none."""
+    """What a worker must know. `model` is a pickled ct.Torch, readable once `paths` are on sys.path; an empty folder or file means: none.
+
+    `start` are weights to begin with, by name.
+    """
 
     folder: str
     model: bytes
     paths: tuple[str, ...]
     identity: str
+    objective: Objective = BINARY
+    stop: str = ""
+    start: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
     checkpoints: str = ""
     progress: str = ""
 
@@ -59,12 +67,23 @@ class Outcome:
     diverged_at: int = -1
 
 
+@dataclass(frozen=True)
+class Shard:
+    """The rows of one logical shard in one step; `place` is its number."""
+
+    place: int
+    numeric: Tensor
+    category: Tensor
+    label: Tensor
+    weight: Tensor | None
+
+
 class Learner:
     """A module whose trained parameters are views of one vector, and its optimizer. All state that a checkpoint needs."""
 
-    def __init__(self, module: nn.Module, model: Torch, device: str, total: int) -> None:
+    def __init__(self, module: nn.Module, model: Torch, objective: Objective, device: str, total: int) -> None:
         self.module = module.to(device).train()
-        self._model, self._total, self._device = model, total, device
+        self._model, self._objective, self._total, self._device = model, objective, total, device
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         if not trained or any(parameter.dtype != torch.float32 for parameter in trained):
             raise TrainingFailed(
@@ -89,14 +108,15 @@ class Learner:
         zeros = {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(vector), "exp_avg_sq": torch.zeros_like(vector)}
         self._optimizer.state[self._vector] = zeros
 
-    def step(self, step: int, shards: Iterator[tuple[int, Tensor, Tensor, Tensor]], rows: int, group: Group) -> float:
+    def step(self, step: int, shards: Iterator[Shard], rows: int, group: Group) -> float:
         """One optimizer step over this worker's shards and, through the tree, everybody else's. Returns the mean loss over `rows` rows."""
         tree = determinism.Tree()
         before = [buffer.clone() for buffer in (*self._averaged, *self._counted)]
-        for shard, numeric, category, label in shards:
+        for shard in shards:
             for buffer, value in zip((*self._averaged, *self._counted), before, strict=True):
                 buffer.copy_(value)
-            tree.add((shard, 1), self._shard(determinism.shard_seed(self._model.seed, step, shard), numeric, category, label))
+            seed = determinism.shard_seed(self._model.seed, step, shard.place)
+            tree.add((shard.place, 1), self._shard(seed, shard))
         determinism.exchange(tree, self._model.shards, group.rank, group.world)
         total = tree.root(self._model.shards)
         at = self._size + 1
@@ -109,13 +129,14 @@ class Learner:
         self._optimizer.step()
         return float(total[self._size]) / rows
 
-    def _shard(self, seed: int, numeric: Tensor, category: Tensor, label: Tensor) -> Tensor:
+    def _shard(self, seed: int, shard: Shard) -> Tensor:
         """A shard's part of the sum: gradients by place, then its loss, then the module's floating buffers."""
         part = torch.zeros(self._size + 1 + sum(buffer.numel() for buffer in self._averaged), device=self._device)
         for parameter, at in self._places:
             parameter.grad = part[at : at + parameter.numel()].view_as(parameter)
         (torch.default_generator if self._device == "cpu" else torch.cuda).manual_seed(seed)
-        loss = binary_cross_entropy_with_logits(self.module(numeric, category), label, reduction="sum")
+        raw = self.module(shard.numeric, shard.category)
+        loss = losses.loss(self._objective, raw, shard.label, shard.weight)
         loss.backward()  # type: ignore[no-untyped-call]
         part[self._size] = loss.detach()
         if self._averaged:
@@ -155,24 +176,39 @@ def rate(step: int, total: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
 
 
-def construct(model: Torch, numeric: int, cardinalities: Sequence[int]) -> nn.Module:
-    """The user's module with its seeded first weights. Raises TrainingFailed with the user's own error when it cannot be built."""
+def construct(model: Torch, shape: Shape, objective: Objective = BINARY) -> nn.Module:
+    """The module with its seeded first weights. Raises TrainingFailed with the user's own error when it cannot be built."""
     torch.manual_seed(model.seed)
+    more: dict[str, Any] = {"outputs": objective.outputs} if objective.outputs > 1 else {}
+    if shape.sequences:
+        more["sequences"] = [[list(step) for step in steps] for steps in shape.sequences]
     with _reported():
-        module: nn.Module = model.model(numeric=numeric, cardinalities=list(cardinalities), **dict(model.options))
+        module: nn.Module = model.module_class(
+            numeric=shape.numeric, cardinalities=list(shape.cardinalities), **more, **dict(model.options)
+        )
     return module
 
 
-def build(model: Torch, rows: TrainingSet) -> nn.Module:
+def loaded(model: Torch, shape: Shape, objective: Objective, weights: checkpoint.Tensors) -> nn.Module:
+    """The module with trained weights, ready to predict."""
+    module = construct(model, shape, objective).eval()
+    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
+    return module
+
+
+def build(model: Torch, rows: TrainingSet, objective: Objective = BINARY) -> nn.Module:
     """`construct`, then a few rows to see whether the module can be called. Raises TrainingFailed when it cannot."""
-    module = construct(model, rows.numeric.shape[1], rows.cardinalities)
+    module = construct(model, rows.shape, objective)
     few = slice(0, min(8, len(rows)))
     numeric, category = torch.from_numpy(rows.numeric[few].copy()), torch.from_numpy(rows.category[few].copy())
     with _reported(), torch.no_grad():
         shape = tuple(module.eval()(numeric, category).shape)
-    if shape != (len(numeric),):
+    expected = (len(numeric), objective.outputs) if objective.outputs > 1 else (len(numeric),)
+    if shape != expected:
         raise TrainingFailed(
-            f"forward() gave the shape {list(shape)} for {len(numeric)} rows", "logits [n]", "squeeze the output"
+            f"forward() gave the shape {list(shape)} for {len(numeric)} rows",
+            f"raw outputs of the shape {list(expected)}",
+            "squeeze the output" if objective.outputs == 1 else "give one output for each class or quantile",
         )
     return module
 
@@ -191,14 +227,26 @@ def _reported() -> Iterator[None]:
         ) from error
 
 
-def log_loss(model: Torch, weights: checkpoint.Tensors, folder: Path) -> float:
-    """The mean log loss of a trained model on the set saved in `folder`."""
+def raw(model: Torch, objective: Objective, weights: checkpoint.Tensors, folder: Path) -> np.ndarray[Any, Any]:
+    """A trained model's raw outputs for the rows saved in `folder`, float64 [n] or [n, k]."""
     rows, _ = TrainingSet.open(folder)
-    module = construct(model, rows.numeric.shape[1], rows.cardinalities).eval()
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
-    numeric, category, label = (torch.from_numpy(np.array(values)) for values in (rows.numeric, rows.category, rows.label))
+    module = loaded(model, rows.shape, objective, weights)
     with torch.no_grad():
-        return float(binary_cross_entropy_with_logits(module(numeric, category), label))
+        parts = [
+            module(
+                torch.from_numpy(np.array(rows.numeric[at : at + _CHUNK])),
+                torch.from_numpy(np.array(rows.category[at : at + _CHUNK])),
+            )
+            for at in range(0, len(rows), _CHUNK)
+        ]
+    return torch.cat(parts).double().numpy()
+
+
+def mean_loss(model: Torch, objective: Objective, weights: checkpoint.Tensors, folder: Path) -> float:
+    """The mean loss of a trained model on the rows saved in `folder`."""
+    rows, _ = TrainingSet.open(folder)
+    found = torch.from_numpy(raw(model, objective, weights, folder))
+    return float(losses.loss(objective, found, torch.from_numpy(np.array(rows.label)).double(), None)) / len(rows)
 
 
 def run(job: Job, group: Group) -> Outcome:
@@ -210,7 +258,10 @@ def run(job: Job, group: Group) -> Outcome:
     key = sha256(canonical([digest, job.identity, contract["id"]]))
     batch = data.batch_of(len(rows), model.batch)
     steps = len(rows) // batch
-    learner = Learner(build(model, rows), model, group.device, steps * model.epochs)
+    module = build(model, rows, job.objective)
+    with torch.no_grad():
+        module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in job.start.items()}, strict=False)
+    learner = Learner(module, model, job.objective, group.device, steps * model.epochs)
     folder = Path(job.checkpoints) if job.checkpoints else None
     found = checkpoint.newest(folder, key) if folder else None
     if found:
@@ -245,15 +296,14 @@ def tell(progress: Path, line: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _shards(
-    rows: TrainingSet, taken: np.ndarray[Any, Any], shards: int, group: Group
-) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+def _shards(rows: TrainingSet, taken: np.ndarray[Any, Any], shards: int, group: Group) -> Iterator[Shard]:
     """This worker's shards. Each is gathered into fresh memory of its own, so that its alignment does not depend on who owns it."""
     arrays = [torch.from_numpy(values) for values in (rows.numeric, rows.category, rows.label)]
+    weight = None if rows.weight is None else torch.from_numpy(rows.weight)
     for shard in determinism.owned(shards, group.rank, group.world):
         index = torch.from_numpy(taken[len(taken) * shard // shards : len(taken) * (shard + 1) // shards])
         numeric, category, label = (values.index_select(0, index).to(group.device) for values in arrays)
-        yield shard, numeric, category, label
+        yield Shard(shard, numeric, category, label, None if weight is None else weight.index_select(0, index).to(group.device))
 
 
 def _pin(group: Group) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ct.errors import TrainingFailed
 from ct.ids import canonical, sha256
+from ct.objectives import BINARY, Objective
 from ct.training import warm
 from ct.training.declare import Search, Torch, pickled, unpickled
 
@@ -22,7 +23,7 @@ WORST = 1e9
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting tried. `metric` is the log loss on the judging rows (1e9 when the trial failed); `state` "finished" or "failed"."""
+    """One setting tried. `metric` is the mean loss on the judging rows (1e9 when the trial failed); `state` "finished" or "failed"."""
 
     params: Mapping[str, Any]
     metric: float
@@ -47,6 +48,7 @@ def sweep(
     judge: Path,
     model: Torch,
     *,
+    objective: Objective = BINARY,
     trials: int,
     seed: int,
     parallel: int,
@@ -69,7 +71,7 @@ def sweep(
                 on_trial(_trial(line["params"], line["metric"]))
 
         if missing := [params for params in wanted if _key(params) not in metrics]:
-            args = (*pickled(model), str(train.resolve()), str(judge.resolve()), missing, parallel, folder)
+            args = (*pickled(model), objective, str(train.resolve()), str(judge.resolve()), missing, parallel, folder)
             for params in warm.call(_tune, *args, progress=progress, on_progress=note):
                 note({"params": params, "metric": WORST})
     made = tuple(_trial(params, metrics[_key(params)]) for params in wanted)
@@ -87,7 +89,14 @@ def _trial(params: Mapping[str, Any], metric: float) -> Trial:
 
 
 def _tune(
-    model: bytes, paths: tuple[str, ...], train: str, judge: str, wanted: Sequence[dict[str, Any]], parallel: int, folder: str
+    model: bytes,
+    paths: tuple[str, ...],
+    objective: Objective,
+    train: str,
+    judge: str,
+    wanted: Sequence[dict[str, Any]],
+    parallel: int,
+    folder: str,
 ) -> list[dict[str, Any]]:
     """Runs in the warm process, whose environment the trials inherit. Returns the settings whose trial failed."""
     from ray import tune
@@ -104,6 +113,7 @@ def _tune(
         "params": tune.grid_search([canonical(params) for params in wanted]),
         "model": model,
         "paths": paths,
+        "objective": objective,
         "train": train,
         "judge": judge,
     }
@@ -140,12 +150,13 @@ def _trainable() -> type[Any]:
 
 
 def attempt(config: Mapping[str, Any]) -> float:
-    """One trial in this process: train, and give the log loss on the judging rows; infinite when it diverged."""
+    """One trial in this process: train, and give the mean loss on the judging rows; infinite when it diverged."""
     from ct.training import loop
 
     declared = unpickled(config["model"], config["paths"]).resolved(json.loads(config["params"]))
     bytes_, paths = pickled(declared)
-    outcome = loop.run(loop.Job(config["train"], bytes_, paths, identity=""), loop.Group())
+    objective = config["objective"]
+    outcome = loop.run(loop.Job(config["train"], bytes_, paths, identity="", objective=objective), loop.Group())
     if outcome.diverged_at >= 0:
         return math.inf
-    return loop.log_loss(declared, outcome.weights, Path(config["judge"]))
+    return loop.mean_loss(declared, objective, outcome.weights, Path(config["judge"]))

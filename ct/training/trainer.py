@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ct.errors import CtError, TrainingFailed
-from ct.ids import fingerprint
+from ct.ids import describe, fingerprint
+from ct.objectives import BINARY, Objective
 from ct.training import checkpoint, warm
 from ct.training.declare import Torch, pickled, unpickled
 from ct.training.determinism import ENVIRONMENT
@@ -35,6 +37,9 @@ def train(
     folder: Path,
     model: Torch,
     *,
+    objective: Objective = BINARY,
+    stop: Path | None = None,
+    start: Mapping[str, NDArray[Any]] | None = None,
     workers: int = 0,
     gpu: bool = False,
     run: str,
@@ -43,6 +48,8 @@ def train(
     on_progress: Progress | None = None,
 ) -> Trained:
     """Train `model` (without searches) on the set saved in `folder`. `workers` 0 trains in the warm local process.
+
+    `stop` holds the set on which `patience` looks. `start` are weights to begin with, by name; those it lacks begin as the module says.
 
     `run` names the run below `storage`; a run that was killed and is called again goes on from its newest checkpoint and ends with the
     same bytes. Both folders must be reachable from every worker. With `gpu` each worker takes one GPU, at least one worker.
@@ -60,7 +67,7 @@ def train(
     home.mkdir(parents=True, exist_ok=True)
     progress = home / "progress.jsonl"
     progress.unlink(missing_ok=True)
-    args = (job_of(folder, model), count, gpu, run, str(storage.resolve()), checkpoints)
+    args = (job_of(folder, model, objective, stop=stop, start=start), count, gpu, run, str(storage.resolve()), checkpoints)
     outcome = warm.call(_fit, *args, progress=progress, on_progress=on_progress)
     if outcome.diverged_at >= 0:
         raise TrainingFailed(
@@ -71,11 +78,39 @@ def train(
     return Trained(outcome.weights, checkpoint.digest(outcome.weights), outcome.contract, outcome.history, outcome.resumed)
 
 
-def job_of(folder: Path, model: Torch) -> Any:
+def job_of(
+    folder: Path,
+    model: Torch,
+    objective: Objective = BINARY,
+    *,
+    stop: Path | None = None,
+    start: Mapping[str, NDArray[Any]] | None = None,
+) -> Any:
     """The job for workers: reading it needs nothing but `ct` and the folder of the user's module."""
     from ct.training.loop import Job
 
-    return Job(str(folder.resolve()), *pickled(model), fingerprint(model))
+    code, paths = pickled(model)
+    return Job(
+        folder=str(folder.resolve()),
+        model=code,
+        paths=paths,
+        identity=fingerprint([describe(model), describe(objective), checkpoint.digest(start or {})]),
+        objective=objective,
+        stop=str(stop.resolve()) if stop else "",
+        start=dict(start or {}),
+    )
+
+
+def raw(folder: Path, model: Torch, objective: Objective, weights: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
+    """A trained model's raw outputs, [n] or [n, k], for the rows saved in `folder`, computed in the warm process."""
+    found: NDArray[np.float64] = warm.call(_raw, *pickled(model), objective, dict(weights), str(folder.resolve()))
+    return found
+
+
+def _raw(model: bytes, paths: tuple[str, ...], objective: Objective, weights: dict[str, Any], folder: str) -> Any:
+    from ct.training import loop
+
+    return loop.raw(unpickled(model, paths), objective, weights, Path(folder))
 
 
 def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints: bool) -> Any:
@@ -92,7 +127,7 @@ def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints:
     folder = str(home / "checkpoints") if checkpoints else ""
     job = dataclasses.replace(job, checkpoints=folder, progress=str(home / "progress.jsonl"))
     if workers:  # a model that cannot be built is found here, before workers are started for it
-        loop.build(unpickled(job.model, job.paths), TrainingSet.open(Path(job.folder))[0])
+        loop.build(unpickled(job.model, job.paths), TrainingSet.open(Path(job.folder))[0], job.objective)
     # Ray's annotations are still those of Train v1; what runs is v2.
     v2: Any = ray_train
     torch_v2: Any = ray_torch

@@ -27,6 +27,8 @@ TIME = pa.timestamp("us", tz="UTC")
 class Part:
     """Stands for a model, a gate or a plan."""
 
+    held, patience = 0.0, 0
+
     def validate(self) -> list[str]:
         return []
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ct
-from ct.control import retrain
+from ct.control import judging, rows
 from ct.features.declare import to_spec
 from ct.roles import Feature
 from tests.control import shop
@@ -44,10 +44,10 @@ def test_a_version_gets_the_features_that_it_was_trained_on(tmp_path: Path) -> N
     line = shop.pipeline().replace(features=[ct.numeric("price", clip=(0.0, 1.0))], gate=gate, holdout="10d")
     act = shop.opened(tmp_path / "shop", line)
     shop.land(act, 0, 1, 2, n=240)
-    data = retrain.rows(act.place, shop.run(act), on_step=lambda _: None)
+    data = rows.rows(act.place, shop.run(act), on_step=lambda _: None)
     now = Version(line.features)
     before = Version((ct.numeric("price"), ct.category("city")))
-    reports = [retrain.compare(act.place, version, data) for version in (now, before)]  # type: ignore[arg-type]
+    reports = [judging.compare(act.place, version, data) for version in (now, before)]  # type: ignore[arg-type]
     assert now.given["price"].max() == 1.0
     assert before.given["price"].max() > 1.0
     assert set(before.given) == {"price", "city"}

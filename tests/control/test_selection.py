@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import ct
-from ct.control import retrain
+from ct.control import rows as running
 from ct.control.act import Actor
+from ct.control.place import Place
 from ct.errors import InvalidPipeline, TrainingFailed
 from tests.control import shop
 
@@ -21,10 +22,10 @@ def act(tmp_path: Path) -> Actor:
     return act
 
 
-def rows(act: Actor, *selectors: object) -> retrain.Rows:
+def rows(act: Actor, *selectors: object) -> running.Rows:
     line = shop.pipeline().replace(rows=list(selectors), holdout="5d")
-    here = retrain.Place(line, act.settings, act.journal, act.artifacts)
-    return retrain.rows(here, shop.run(act), on_step=lambda _: None)
+    here = Place(line, act.settings, act.journal, act.artifacts)
+    return running.rows(here, shop.run(act), on_step=lambda _: None)
 
 
 def test_the_newest_rows_and_a_share_of_older_ones_train(act: Actor) -> None:

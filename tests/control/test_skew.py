@@ -16,7 +16,7 @@ import pytest
 
 from ct import Label, Pipeline, settings
 from ct.control import skew
-from ct.control.retrain import Place
+from ct.control.place import Place
 from ct.data.ingest import ingest
 from ct.data.tables import Warehouse
 from ct.features import online

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from ct.control import runs, watching
-from ct.control.retrain import Place, profiled_by
+from ct.control.place import Place
+from ct.control.retrain import profiled_by
 from ct.data.predictions import Inbox
 from ct.data.profile import Profiles
 from ct.errors import NotFound

@@ -10,6 +10,8 @@ import onnxruntime
 import pytest
 from safetensors.numpy import load
 
+from ct.features.encode import Shape
+from ct.objectives import BINARY, PLAIN
 from ct.training import export
 from ct.training.declare import Torch, code_digest
 from ct.training.loop import construct
@@ -18,6 +20,7 @@ from ct.training.trainer import Trained
 from delay_model import DelayNet
 
 CARDINALITIES = (7, 4)
+SHAPE = Shape(5, CARDINALITIES)
 
 
 def golden(rows: int = 9) -> tuple[np.ndarray, np.ndarray]:
@@ -29,8 +32,8 @@ def golden(rows: int = 9) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("model", [Torch(DelayNet), Torch(MLP, options={"width": 16})])
 def test_the_graph_scores_as_torch_does_for_any_batch(model: Torch) -> None:
     numeric, category = golden()
-    weights = {name: value.numpy() for name, value in construct(model, 5, CARDINALITIES).state_dict().items()}
-    graph, scores = export.onnx(model, weights, CARDINALITIES, numeric, category)
+    weights = {name: value.numpy() for name, value in construct(model, SHAPE).state_dict().items()}
+    graph, scores = export.onnx(model, BINARY, PLAIN, weights, SHAPE, numeric, category)
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     for rows in (1, 2, 9):
         served = session.run(["score"], {"numeric": numeric[:rows], "category": category[:rows]})[0]
@@ -42,13 +45,13 @@ def test_the_graph_scores_as_torch_does_for_any_batch(model: Torch) -> None:
 def test_a_version_has_five_files(tmp_path: Path) -> None:
     model = Torch(DelayNet)
     numeric, category = golden()
-    weights = {name: value.numpy() for name, value in construct(model, 5, CARDINALITIES).state_dict().items()}
+    weights = {name: value.numpy() for name, value in construct(model, SHAPE).state_dict().items()}
     made = export.files(
         Trained(weights, "", {}, ()),
         model,
         spec=b"{}",
         encoder=b"{}",
-        golden={"features": {"a": [None, 1.0]}, "numeric": numeric, "category": category, "cardinalities": CARDINALITIES},
+        golden={"features": {"a": [None, 1.0]}, "numeric": numeric, "category": category, "shape": SHAPE},
     )
     assert set(made) == {"weights.safetensors", "spec.json", "encoder.json", "golden.json", "model.onnx"}
     assert {name: value.tobytes() for name, value in load(made["weights.safetensors"]).items()} == {

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ct.features.encode import Shape
+from ct.objectives import BINARY
 from ct.training import checkpoint, loop
 from ct.training.data import TrainingSet
 from ct.training.declare import Torch, pickled
@@ -33,11 +35,11 @@ def folder(tmp_path: Path) -> Path:
     random = np.random.default_rng(0)
     numeric = random.normal(3.0, 2.0, size=(1000, 4)).astype(np.float32)
     label = (numeric[:, 0] > 3).astype(np.float32)
-    return TrainingSet(numeric, np.zeros((1000, 0), np.int64), label, ()).save(tmp_path / "set")
+    return TrainingSet(numeric, np.zeros((1000, 0), np.int64), label, Shape(4, ())).save(tmp_path / "set")
 
 
 def job(folder: Path, model: Torch, checkpoints: Path | None = None) -> loop.Job:
-    return loop.Job(str(folder), *pickled(model), "same", str(checkpoints or ""))
+    return loop.Job(str(folder), *pickled(model), "same", checkpoints=str(checkpoints or ""))
 
 
 def test_batch_statistics_are_the_mean_over_the_logical_shards(folder: Path) -> None:
@@ -59,11 +61,11 @@ def test_the_first_gradient_is_that_of_the_mean_loss(folder: Path) -> None:
     model = Torch(Plain, batch=1000)
     rows, _ = TrainingSet.open(folder)
     numeric, category, label = (torch.from_numpy(np.array(v)) for v in (rows.numeric, rows.category, rows.label))
-    plain = loop.construct(model, 4, ())
+    plain = loop.construct(model, Shape(4, ()))
     nn.functional.binary_cross_entropy_with_logits(plain(numeric, category), label).backward()
-    learner = loop.Learner(loop.construct(model, 4, ()), model, "cpu", 10)
+    learner = loop.Learner(loop.construct(model, Shape(4, ())), model, BINARY, "cpu", 10)
     parts = [slice(at * 125, (at + 1) * 125) for at in range(8)]
-    shards = ((at, numeric[part], category[part], label[part]) for at, part in enumerate(parts))
+    shards = (loop.Shard(at, numeric[part], category[part], label[part], None) for at, part in enumerate(parts))
     learner.step(0, shards, 1000, loop.Group())
     moment = learner.tensors()["exp_avg"] / 0.1
     expected = plain.layer.weight.grad.numpy().ravel()

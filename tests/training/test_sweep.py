@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ct.features.encode import Shape
 from ct.ids import canonical, sha256
 from ct.training.data import TrainingSet
 from ct.training.declare import Search, Torch
@@ -18,7 +19,7 @@ def save(folder: Path, seed: int) -> Path:
     random = np.random.default_rng(seed)
     numeric = random.normal(size=(2000, 4)).astype(np.float32)
     label = (numeric[:, 0] > 0).astype(np.float32)
-    return TrainingSet(numeric, random.integers(0, 5, (2000, 1)), label, (5,)).save(folder)
+    return TrainingSet(numeric, random.integers(0, 5, (2000, 1)), label, Shape(4, (5,))).save(folder)
 
 
 @pytest.mark.usefixtures("ray_local")

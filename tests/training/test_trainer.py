@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from ct.errors import TrainingFailed
+from ct.features.encode import Shape
 from ct.training import trainer, warm
 from ct.training.data import TrainingSet
 from ct.training.declare import Search, Torch
@@ -46,7 +47,7 @@ def rows(count: int = 24_000, *, broken: bool = False) -> TrainingSet:
     label = (random.random(count) < 1 / (1 + np.exp(-odds))).astype(np.float32)
     if broken:
         numeric[17, 3] = np.nan
-    return TrainingSet(numeric, category, label, cardinalities)
+    return TrainingSet(numeric, category, label, Shape(12, cardinalities))
 
 
 @pytest.fixture(scope="module")
