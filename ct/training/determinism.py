@@ -11,7 +11,8 @@ import hashlib
 import os
 import platform
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ct.ids import canonical, sha256
@@ -20,6 +21,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ct.training.declare import Torch
+
+
+@dataclass(frozen=True)
+class Group:
+    """This worker among `world` workers that run the same job."""
+
+    rank: int = 0
+    world: int = 1
+    device: str = "cpu"
+    report: Callable[[dict[str, Any]], None] = lambda seen: None
+
 
 Block = tuple[int, int]
 """A complete subtree: (first shard, number of shards), the number a power of two that divides the first."""

@@ -70,7 +70,7 @@ def onnx(
     """
     import torch
 
-    from ct.training.loop import loaded
+    from ct.training.building import loaded
 
     scorer = _scorer(loaded(model, shape, objective, weights), objective, calibration)
     graph = _exported(scorer, numeric.shape[1], category.shape[1])

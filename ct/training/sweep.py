@@ -151,12 +151,12 @@ def _trainable() -> type[Any]:
 
 def attempt(config: Mapping[str, Any]) -> float:
     """One trial in this process: train, and give the mean loss on the judging rows; infinite when it diverged."""
-    from ct.training import loop
+    from ct.training import building, determinism, loop
 
     declared = unpickled(config["model"], config["paths"]).resolved(json.loads(config["params"]))
     bytes_, paths = pickled(declared)
     objective = config["objective"]
-    outcome = loop.run(loop.Job(config["train"], bytes_, paths, identity="", objective=objective), loop.Group())
+    outcome = loop.run(loop.Job(config["train"], bytes_, paths, identity="", objective=objective), determinism.Group())
     if outcome.diverged_at >= 0:
         return math.inf
-    return loop.mean_loss(declared, objective, outcome.weights, Path(config["judge"]))
+    return building.mean_loss(declared, objective, outcome.weights, Path(config["judge"]))

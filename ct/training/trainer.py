@@ -108,9 +108,9 @@ def raw(folder: Path, model: Torch, objective: Objective, weights: Mapping[str, 
 
 
 def _raw(model: bytes, paths: tuple[str, ...], objective: Objective, weights: dict[str, Any], folder: str) -> Any:
-    from ct.training import loop
+    from ct.training import building
 
-    return loop.raw(unpickled(model, paths), objective, weights, Path(folder))
+    return building.raw(unpickled(model, paths), objective, weights, Path(folder))
 
 
 def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints: bool) -> Any:
@@ -120,14 +120,14 @@ def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints:
     from ray import train as ray_train
     from ray.train import torch as ray_torch
 
-    from ct.training import loop
+    from ct.training import building
     from ct.training.data import TrainingSet
 
     home = Path(storage) / run
     folder = str(home / "checkpoints") if checkpoints else ""
     job = dataclasses.replace(job, checkpoints=folder, progress=str(home / "progress.jsonl"))
     if workers:  # a model that cannot be built is found here, before workers are started for it
-        loop.build(unpickled(job.model, job.paths), TrainingSet.open(Path(job.folder))[0], job.objective)
+        building.build(unpickled(job.model, job.paths), TrainingSet.open(Path(job.folder))[0], job.objective)
     # Ray's annotations are still those of Train v1; what runs is v2.
     v2: Any = ray_train
     torch_v2: Any = ray_torch
@@ -171,9 +171,9 @@ def _worker(config: dict[str, Any]) -> Any:
     """Runs in each worker, and in the warm process in local mode. Our own checkpoints are in place before a report says so."""
     import ray.train
 
-    from ct.training import loop
+    from ct.training import determinism, loop
 
     context = ray.train.get_context()
     device = "cuda" if config["gpu"] else "cpu"
-    group = loop.Group(context.get_world_rank(), context.get_world_size(), device, ray.train.report)
+    group = determinism.Group(context.get_world_rank(), context.get_world_size(), device, ray.train.report)
     return loop.run(config["job"], group)

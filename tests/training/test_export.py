@@ -13,8 +13,8 @@ from safetensors.numpy import load
 from ct.features.encode import Shape
 from ct.objectives import BINARY, PLAIN
 from ct.training import export
+from ct.training.building import construct
 from ct.training.declare import Torch, code_digest
-from ct.training.loop import construct
 from ct.training.models import MLP
 from ct.training.trainer import Trained
 from delay_model import DelayNet

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ct.features.encode import Shape
 from ct.objectives import BINARY
-from ct.training import checkpoint, loop
+from ct.training import building, checkpoint, determinism, learner, loop
 from ct.training.data import TrainingSet
 from ct.training.declare import Torch, pickled
 
@@ -44,7 +44,7 @@ def job(folder: Path, model: Torch, checkpoints: Path | None = None) -> loop.Job
 
 def test_batch_statistics_are_the_mean_over_the_logical_shards(folder: Path) -> None:
     model = Torch(Normed, epochs=1, batch=1000, shards=8)
-    made = loop.run(job(folder, model), loop.Group())
+    made = loop.run(job(folder, model), determinism.Group())
     rows, digest = TrainingSet.open(folder)
     taken = loop.data.order(1000, digest, 0, 0)
     means = [rows.numeric[taken[1000 * at // 8 : 1000 * (at + 1) // 8]].mean(axis=0) for at in range(8)]
@@ -61,27 +61,27 @@ def test_the_first_gradient_is_that_of_the_mean_loss(folder: Path) -> None:
     model = Torch(Plain, batch=1000)
     rows, _ = TrainingSet.open(folder)
     numeric, category, label = (torch.from_numpy(np.array(v)) for v in (rows.numeric, rows.category, rows.label))
-    plain = loop.construct(model, Shape(4, ()))
+    plain = building.construct(model, Shape(4, ()))
     nn.functional.binary_cross_entropy_with_logits(plain(numeric, category), label).backward()
-    learner = loop.Learner(loop.construct(model, Shape(4, ())), model, BINARY, "cpu", 10)
+    made = learner.Learner(building.construct(model, Shape(4, ())), model, BINARY, "cpu", 10)
     parts = [slice(at * 125, (at + 1) * 125) for at in range(8)]
-    shards = (loop.Shard(at, numeric[part], category[part], label[part], None) for at, part in enumerate(parts))
-    learner.step(0, shards, 1000, loop.Group())
-    moment = learner.tensors()["exp_avg"] / 0.1
+    shards = (learner.Shard(at, numeric[part], category[part], label[part], None) for at, part in enumerate(parts))
+    made.step(0, shards, 1000, determinism.Group())
+    moment = made.tensors()["exp_avg"] / 0.1
     expected = plain.layer.weight.grad.numpy().ravel()
-    place = next(at for parameter, at in learner._places if parameter is learner.module.layer.weight)
+    place = next(at for parameter, at in made._places if parameter is made.module.layer.weight)
     np.testing.assert_allclose(moment[place : place + 4], expected, rtol=1e-4)
 
 
 def test_a_changed_checkpoint_is_passed_over(folder: Path, tmp_path: Path) -> None:
     model = Torch(Normed, epochs=3, batch=250)
-    whole = loop.run(job(folder, model, tmp_path / "points"), loop.Group())
+    whole = loop.run(job(folder, model, tmp_path / "points"), determinism.Group())
     points = sorted((tmp_path / "points").glob("step-*"))
     assert len(points) == 2, "only the newest two are kept"
     data = bytearray((points[-1] / "state.safetensors").read_bytes())
     data[-1] ^= 1
     (points[-1] / "state.safetensors").write_bytes(data)
-    again = loop.run(job(folder, model, tmp_path / "points"), loop.Group())
+    again = loop.run(job(folder, model, tmp_path / "points"), determinism.Group())
     assert again.resumed == 8
     assert checkpoint.digest(again.weights) == checkpoint.digest(whole.weights)
 
@@ -100,7 +100,7 @@ def test_torn_checkpoints_are_passed_over_and_swept_up(tmp_path: Path) -> None:
 
 
 def test_the_rate_rises_then_falls() -> None:
-    rates = [loop.rate(step, 100, 1.0) for step in range(100)]
+    rates = [learner.rate(step, 100, 1.0) for step in range(100)]
     assert max(rates) == rates[9] == 1.0
     assert rates[0] == pytest.approx(0.1)
     assert 0 < rates[-1] < 0.01
