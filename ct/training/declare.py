@@ -17,9 +17,9 @@ from ct.ids import canonical, sha256, sha256_file
 
 @dataclass(frozen=True)
 class Search:
-    """A setting to be searched: a number in [low, high], evenly or by its logarithm, or one of `choices`.
+    """A setting to be searched: a number in [low, high], evenly or by its logarithm, or one of `choices` (numbers, texts, lists of them).
 
-    Two whole bounds mean whole numbers: Search(64, 256) never gives 100.5.
+    Two whole bounds mean whole numbers, both bounds among them: Search(64, 256) never gives 100.5.
     """
 
     low: float = 0
@@ -28,10 +28,25 @@ class Search:
     choices: Sequence[Any] = ()
 
     def __post_init__(self) -> None:
-        if not self.choices and not (self.low < self.high and (self.low > 0 or not self.log)):
-            raise InvalidPipeline(
-                f"Search({self.low}, {self.high}, log={self.log})", "low < high, above 0 with log, or choices", "mend the range"
-            )
+        said = f"Search({self.low}, {self.high}, log={self.log})"
+        if self.choices:
+            texts = [_plain(choice) for choice in self.choices]
+            if (self.low, self.high, self.log) != (0, 0, False) or len(set(texts)) < len(texts):
+                raise InvalidPipeline(f"{said} with choices={list(self.choices)!r}", "a range, or different choices", "mend it")
+        elif not (
+            math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high and (self.low > 0 or not self.log)
+        ):
+            raise InvalidPipeline(said, "finite bounds, low < high, above 0 with log, or choices", "mend the range")
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is a range of whole numbers."""
+        return not self.choices and isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def ends(self) -> tuple[Any, ...]:
+        """The bounds, or all choices: if these are allowed, every value is."""
+        return tuple(self.choices) or (self.low, self.high)
 
     def middle(self) -> Any:
         """The value used when nothing is searched: the (geometric) middle, or the first choice."""
@@ -41,10 +56,48 @@ class Search:
         """The value at `share` in [0, 1) of the way from low to high, or of the choices."""
         if self.choices:
             return self.choices[int(share * len(self.choices))]
-        value = self.low * (self.high / self.low) ** share if self.log else self.low + (self.high - self.low) * share
-        return round(value) if isinstance(self.low, int) and isinstance(self.high, int) else value
+        high = self.high + 1 if self.whole else self.high
+        value = self.low * (high / self.low) ** share if self.log else self.low + (high - self.low) * share
+        return min(math.floor(value), self.high) if self.whole else value
+
+    def holds(self, value: Any) -> bool:
+        """Whether `value` is one that this search may give."""
+        if self.choices:
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            return False
+        return self.low <= value <= self.high and (isinstance(value, int) or not self.whole)
+
+    def near(self, value: Any, *, up: bool, factor: float = 1.25) -> Any:
+        """A neighbour of `value`: `factor` times more or less, at least one for whole numbers, within the range; or the choice beside it."""
+        if self.choices:
+            at = list(self.choices).index(value) + (1 if up else -1)
+            return self.choices[min(max(at, 0), len(self.choices) - 1)]
+        if value == 0:
+            moved = (self.high - self.low) / 10 * (1 if up else -1)
+        else:
+            moved = value * factor if up == (value > 0) else value / factor
+        if self.whole:
+            moved = max(round(moved), value + 1) if up else min(round(moved), value - 1)
+        return min(max(moved, self.low), self.high)
 
 
+def _plain(choice: Any) -> str:
+    """A choice as it will stand in the journal. Raises InvalidPipeline for one that has no such form."""
+    try:
+        return canonical(choice)
+    except (TypeError, ValueError):
+        raise InvalidPipeline(
+            f"the choice {choice!r}",
+            "a number, a text, True, False, None or a list of them",
+            "give its name, and let the model look it up",
+        ) from None
+
+
+SEARCHED = ("lr", "weight_decay", "clip", "average", "batch", "epochs")
+"""The fields of Torch that may be a Search, besides options."""
+CHANGING = ("lr", "weight_decay", "clip")
+"""The fields that may change between two epochs of one training."""
 SCHEDULES = ("cosine", "constant", "linear")
 CALIBRATIONS = ("", "temperature", "isotonic")
 READY = ("MLP", "RealMLP", "TabM")
@@ -52,7 +105,8 @@ READY = ("MLP", "RealMLP", "TabM")
 
 @dataclass(frozen=True)
 class Torch:
-    """A torch module and how it is trained. Numbers and options may be a ct.Search.
+    """A torch module and how it is trained. `lr`, `weight_decay`, `clip`, `average`, `epochs`, `batch` (by choices) and options may be a
+    ct.Search; whatever is not swept takes its middle.
 
     `model` is a module class, or the name of a ready one: "TabM", "RealMLP" or "MLP". `model(numeric=F, cardinalities=[…], **options)`
     builds a module whose forward(numeric float32 [n, F], category int64 [n, C]) gives raw outputs [n], or [n, k] for k outputs: then
@@ -69,41 +123,49 @@ class Torch:
     The share `held` of the training rows is never trained on: on it `calibrate` ("temperature", "isotonic" or "") is fitted and the
     threshold is chosen. `patience` keeps as many rows again aside. `balanced` weighs every class alike. `start` "champion" begins
     with the champion's weights where they fit.
+
+    `course` holds (epoch, {"lr": …, "weight_decay": …, "clip": …}): from that epoch on, counted from 0, those values count. A
+    population's sweep finds such a course.
     """
 
     model: Any = "TabM"
-    epochs: int = 3
+    epochs: Any = 3
     lr: Any = 1e-3
     weight_decay: Any = 1e-4
-    batch: int = 1024
+    batch: Any = 1024
     shards: int = 8
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Any = None
     schedule: Any = "cosine"
-    clip: float = 0.0
-    average: float = 0.0
+    clip: Any = 0.0
+    average: Any = 0.0
     patience: int = 0
     precision: str = "float32"
     held: float = 0.1
     calibrate: str = "temperature"
     balanced: bool = False
     start: str = "scratch"
+    course: Sequence[tuple[int, Mapping[str, Any]]] = ()
 
     def validate(self) -> list[str]:
         """Faults of the declaration, none for a good one."""
         faults = []
         if not callable(self.model) and self.model not in READY:
             faults.append(f"model is {self.model!r}, expected a torch.nn.Module class or one of {list(READY)}")
-        if not isinstance(self.epochs, int) or self.epochs < 1:
+        if not all(isinstance(value, int) and value >= 1 for value in _possible(self.epochs)):
             faults.append(f"epochs is {self.epochs!r}, expected at least 1")
         if not isinstance(self.shards, int) or self.shards < 1 or self.shards & (self.shards - 1):
             faults.append(f"shards is {self.shards!r}, expected a power of two")
-        elif not isinstance(self.batch, int) or self.batch < self.shards or self.batch % self.shards:
+        elif isinstance(self.batch, Search) and not self.batch.choices:
+            faults.append(f"batch is {self.batch!r}, expected ct.Search(choices=[…])")
+        elif not all(
+            isinstance(value, int) and value >= self.shards and value % self.shards == 0 for value in _possible(self.batch)
+        ):
             faults.append(f"batch is {self.batch!r}, expected a multiple of shards ({self.shards})")
-        for name in ("lr", "weight_decay", "clip"):
+        for name in CHANGING:
             value = getattr(self, name)
-            if not isinstance(value, Search) and not (isinstance(value, (int, float)) and 0 <= value < math.inf):
+            if not all(isinstance(value, (int, float)) and 0 <= value < math.inf for value in _possible(value)):
                 faults.append(f"{name} is {value!r}, expected a number of at least 0 or a ct.Search")
         if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
             faults.append(f"seed is {self.seed!r}, expected a whole number from 0 to 2^32 - 1")
@@ -113,7 +175,8 @@ class Torch:
             faults.append(f"schedule is {self.schedule!r}, expected one of {list(SCHEDULES)} or a function")
         for name, limit in (("average", 1.0), ("held", 0.5)):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value < limit):
+            possible = _possible(value) if name in SEARCHED else (value,)
+            if not all(isinstance(value, (int, float)) and 0 <= value < limit for value in possible):
                 faults.append(f"{name} is {value!r}, expected a number from 0 to below {limit:g}")
         if not isinstance(self.patience, int) or self.patience < 0:
             faults.append(f"patience is {self.patience!r}, expected a number of epochs, or 0")
@@ -124,6 +187,9 @@ class Torch:
         ):
             if getattr(self, name) not in allowed:
                 faults.append(f"{name} is {getattr(self, name)!r}, expected one of {list(allowed)}")
+        epochs = [at for at, _ in self.course]
+        if epochs != sorted(set(epochs)) or any(at < 1 or set(values) - set(CHANGING) for at, values in self.course):
+            faults.append(f"course is {self.course!r}, expected rising epochs above 0, each with some of {list(CHANGING)}")
         if (self.calibrate or self.patience) and self.held == 0:
             faults.append("held is 0: calibrate and patience need rows that are not trained on; for example held=0.1")
         return faults
@@ -139,7 +205,7 @@ class Torch:
 
     def searches(self) -> dict[str, Search]:
         """The searched settings: fields by name, options as `options.<name>`."""
-        found = {name: value for name in ("lr", "weight_decay", "clip") if isinstance(value := getattr(self, name), Search)}
+        found = {name: value for name in SEARCHED if isinstance(value := getattr(self, name), Search)}
         return found | {f"options.{name}": value for name, value in self.options.items() if isinstance(value, Search)}
 
     def resolved(self, params: Mapping[str, Any]) -> Torch:
@@ -155,6 +221,17 @@ class Torch:
         }
         fields = {name: value for name, value in values.items() if not name.startswith("options.")}
         return dataclasses.replace(self, options=options, **fields)
+
+    def during(self, epoch: int) -> Torch:
+        """The declaration with the values that its course has in that epoch, counted from 0."""
+        values: dict[str, Any] = {}
+        for at, changed in self.course:
+            values |= changed if at <= epoch else {}
+        return dataclasses.replace(self, course=(), **values)
+
+
+def _possible(value: Any) -> tuple[Any, ...]:
+    return value.ends if isinstance(value, Search) else (value,)
 
 
 def source_folder(model: Any) -> Path:
