@@ -174,7 +174,8 @@ class Pipeline:
     """The whole loop of one model as a value. The first table its label's column belongs to is `table`.
 
     `rows` chooses which of the rows before the holdout train; several selectors must agree on a row. `weights` say how much each of them
-    counts; several multiply.
+    counts; several multiply. A run is refused as invalid when the labels that came since the champion was trained differ from its own
+    beyond chance and by more than `label_jump`: the factor of a class's odds, or so many deviations of a number.
     Raises InvalidPipeline naming every fault found in its parts.
     """
 
@@ -193,6 +194,7 @@ class Pipeline:
     description: str = ""
     rows: Selector | Sequence[Selector] = ()
     weights: Sequence[Weigher] = ()
+    label_jump: float = 3.0
 
     def __post_init__(self) -> None:
         check_name(self.name, "pipeline")
@@ -235,11 +237,13 @@ class Pipeline:
                 faults.append(f"rows holds {chooser!r}, expected a selector such as ct.newest")
             elif unknown := sorted(set(chooser.segments()) - set(self.segments)):
                 faults.append(f"rows reads {unknown}, which {'is' if len(unknown) == 1 else 'are'} not in segments")
-        faults += [
-            f"weights holds {part!r}, which lacks weights() or explain()"
-            for part in self.weights
-            if not isinstance(part, Weigher)
-        ]
+        for part in self.weights:
+            if not isinstance(part, Weigher):
+                faults.append(f"weights holds {part!r}, expected a weigher such as ct.recent")
+            elif unknown := sorted(set(part.segments()) - set(self.segments)):
+                faults.append(f"weights reads {unknown}, which {'is' if len(unknown) == 1 else 'are'} not in segments")
+        if isinstance(self.label_jump, bool) or not isinstance(self.label_jump, (int, float)) or not self.label_jump > 1:
+            faults.append(f"label_jump is {self.label_jump!r}, expected a factor above 1")
         duration(self.holdout)
         return faults
 

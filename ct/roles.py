@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from ct.objectives import BINARY, Objective
+
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 """Column name → array [n]. Numbers float64 (NaN missing), times int64 microseconds since 1970 UTC (NaT missing), text object (None missing)."""
 
@@ -242,7 +244,8 @@ class Weighed:
 
     `times`, `keys` and `segments` as in Offered; `features` the feature columns; `label` float64 [n]; `scores` the champion's scores
     of these rows ([n], or [n, k]), None where there is no champion; `drift` how far a value of a segment has moved since the champion
-    was trained: {segment: {value: effect}}, empty where nothing was compared.
+    was trained: {segment: {value: effect}}, effects in [0, 1], empty where nothing was compared. `objective` says what labels and
+    scores are.
     """
 
     times: NDArray[np.int64]
@@ -252,11 +255,16 @@ class Weighed:
     label: NDArray[np.float64]
     scores: NDArray[np.float64] | None
     drift: Mapping[str, Mapping[str, float]]
+    objective: Objective = BINARY
 
 
 @runtime_checkable
 class Weigher(Protocol):
     """Says how much each training row counts."""
+
+    def segments(self) -> tuple[str, ...]:
+        """The pipeline's segments it reads."""
+        ...
 
     def weights(self, rows: Weighed) -> NDArray[np.float64]:
         """Weights of at least 0, shape [n]; 1.0 changes nothing. The same rows get the same weights in whatever order they come."""
