@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ct.data.sources.objects import ObjectStore
     from ct.errors import CtError
     from ct.evaluation.gate import Gate, auc, ece
+    from ct.evaluation.weighing import drifted, hard, recent, unsure
     from ct.features.kinds.about import about
     from ct.features.kinds.category import category, cross
     from ct.features.kinds.cyclic import cyclic
@@ -82,10 +83,12 @@ __all__ = [
     "category",
     "cross",
     "cyclic",
+    "drifted",
     "dropped",
     "ece",
     "error_rate",
     "feature",
+    "hard",
     "keyed",
     "latency",
     "latest",
@@ -96,7 +99,9 @@ __all__ = [
     "quality",
     "quarantine",
     "ratio",
+    "recent",
     "tagged",
+    "unsure",
     "warn",
     "window",
 ]
@@ -125,6 +130,7 @@ _HOMES = {
     "ct.data.sources.objects": ("ObjectStore",),
     "ct.errors": ("CtError",),
     "ct.evaluation.gate": ("Gate", "auc", "ece"),
+    "ct.evaluation.weighing": ("drifted", "hard", "recent", "unsure"),
     "ct.features.kinds.about": ("about",),
     "ct.features.kinds.category": ("category", "cross"),
     "ct.features.kinds.cyclic": ("cyclic",),

@@ -12,10 +12,10 @@ from ct.clock import TurnableClock
 from ct.control.triggers import Observed
 from ct.data.past import Before
 from ct.ids import fingerprint, sha256_file
-from ct.roles import Check, Columns, Cursor, Past, Source
+from ct.roles import Check, Columns, Cursor, Past, Source, Weighed, Weigher
 from ct.store.journal import Journal
 
-__all__ = ["Before", "TurnableClock", "check_contract", "journal", "source_contract", "trigger_contract"]
+__all__ = ["Before", "TurnableClock", "check_contract", "journal", "source_contract", "trigger_contract", "weigher_contract"]
 
 
 def journal(folder: Path) -> Journal:
@@ -49,6 +49,38 @@ def trigger_contract(trigger: object) -> None:
         first, second = decide(observed), decide(observed)
         assert isinstance(first, str), f"decide() gave {type(first).__name__}, expected a text"
         assert first == second, "decide() gave two answers for the same observation"
+
+
+def weigher_contract(weigher: Weigher, rows: Weighed) -> None:
+    """Assert that `weigher` behaves as a weigher must on `rows`: a finite weight of at least 0 for each, the same ones in another order,
+    the rows untouched. `rows` must hold the segments that it names.
+    """
+    assert isinstance(weigher, Weigher), f"{weigher!r} lacks a method of ct.roles.Weigher"
+    assert fingerprint(weigher) == fingerprint(weigher)
+    assert weigher.explain().strip(), "explain() is empty"
+    assert all(isinstance(name, str) for name in weigher.segments()), "segments() gives something else than names"
+    count = len(rows.label)
+    turned = np.random.default_rng(1).permutation(count)
+    first, second = np.asarray(weigher.weights(rows)), np.asarray(weigher.weights(_taken(rows, np.arange(count))))
+    assert first.shape == (count,), f"weights() gave shape {first.shape}, expected ({count},)"
+    assert first.dtype.kind in "fiu", f"weights() gave {first.dtype}, expected numbers"
+    assert np.isfinite(first).all(), "weights() gave what is no number"
+    assert (first >= 0).all(), "weights() gave a number below 0"
+    assert np.array_equal(first, second), "weights() gave two answers for the same rows"
+    moved = np.asarray(weigher.weights(_taken(rows, turned)))
+    assert np.array_equal(first[turned], moved), "weights() gave other weights for the same rows in another order"
+
+
+def _taken(rows: Weighed, places: np.ndarray) -> Weighed:
+    return replace(
+        rows,
+        times=rows.times[places],
+        keys=rows.keys[places],
+        segments={name: values[places] for name, values in rows.segments.items()},
+        features={name: values[places] for name, values in rows.features.items()},
+        label=rows.label[places],
+        scores=None if rows.scores is None else rows.scores[places],
+    )
 
 
 def source_contract(source: Source, arrive: Callable[[], None], folder: Path) -> None:

@@ -143,7 +143,9 @@ def drifted(*segments: str, gain: float = 3.0, most: float = 4.0) -> Drifted:
     A segment must be a category feature too: by those the features are profiled. Raises InvalidPipeline without a segment.
     """
     if not segments or not all(isinstance(name, str) for name in segments):
-        raise InvalidPipeline(f"drifted({', '.join(map(repr, segments))})", "one or more segments", "name them: drifted('carrier')")
+        raise InvalidPipeline(
+            f"drifted({', '.join(map(repr, segments))})", "one or more segments", "name them: drifted('carrier')"
+        )
     if isinstance(gain, bool) or not isinstance(gain, (int, float)) or not 0 < gain < np.inf:
         raise InvalidPipeline(f"drifted(gain={gain!r})", "a number above 0", "write for example gain=3")
     return Drifted(tuple(segments), float(gain), _most("drifted", most))
