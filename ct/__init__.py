@@ -45,8 +45,11 @@ if TYPE_CHECKING:
     from ct.rollout.plans import BlueGreen, Canary, Shadow, error_rate, latency, quality
     from ct.training import models
     from ct.training.declare import Search, Torch
+    from ct.training.search import Asha, Bayes, Population, Random
 
 __all__ = [
+    "Asha",
+    "Bayes",
     "BlueGreen",
     "Canary",
     "Compare",
@@ -65,7 +68,9 @@ __all__ = [
     "ObjectStore",
     "OneOf",
     "Pipeline",
+    "Population",
     "Present",
+    "Random",
     "RowCount",
     "Rule",
     "SchemaPolicy",
@@ -142,6 +147,7 @@ _HOMES = {
     "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
     "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow", "error_rate", "latency", "quality"),
     "ct.training.declare": ("Search", "Torch"),
+    "ct.training.search": ("Asha", "Bayes", "Population", "Random"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -176,6 +176,7 @@ class Pipeline:
     `rows` chooses which of the rows before the holdout train; several selectors must agree on a row. `weights` say how much each of them
     counts; several multiply. A run is refused as invalid when the labels that came since the champion was trained differ from its own
     beyond chance and by more than `label_jump`: the factor of a class's odds, or so many deviations of a number.
+    `sweep` says who chooses the trials of `ct sweep`: ct.Random (when None), ct.Asha, ct.Bayes or ct.Population.
     Raises InvalidPipeline naming every fault found in its parts.
     """
 
@@ -195,6 +196,7 @@ class Pipeline:
     rows: Selector | Sequence[Selector] = ()
     weights: Sequence[Weigher] = ()
     label_jump: float = 3.0
+    sweep: Any = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "pipeline")
@@ -223,10 +225,10 @@ class Pipeline:
                 faults.append(f"feature {part!r} lacks outputs(), inputs(), lookups() or compute()")
         if not self.features:
             faults.append("there are no features")
-        for name, method in (("model", "validate"), ("gate", "validate"), ("rollout", "validate")):
+        for name in ("model", "gate", "rollout", *(() if self.sweep is None else ("sweep",))):
             part = getattr(self, name)
-            if not callable(getattr(part, method, None)):
-                faults.append(f"{name} is {part!r}, expected a part with {method}()")
+            if isinstance(part, type) or not callable(getattr(part, "validate", None)):
+                faults.append(f"{name} is {part!r}, expected a part with validate()")
             else:
                 faults += [f"{name}: {fault}" for fault in part.validate()]
         for trigger in self.retrain:

@@ -7,6 +7,8 @@ import pytest
 import ct
 
 NAMES = [
+    "Asha",
+    "Bayes",
     "BlueGreen",
     "Canary",
     "Compare",
@@ -25,7 +27,9 @@ NAMES = [
     "ObjectStore",
     "OneOf",
     "Pipeline",
+    "Population",
     "Present",
+    "Random",
     "RowCount",
     "Rule",
     "SchemaPolicy",
