@@ -23,7 +23,7 @@ def row_losses(objective: Objective, metric: str, scores: Floats, labels: Floats
     `scores` [n] or [n, k] and `labels` [n] as in ct/objectives.py.
     """
     if metric == "mae":
-        return np.abs(scores - labels)
+        return np.asarray(np.abs(scores - labels))
     if metric == "mse":
         gap: Floats = (scores - labels) ** 2
         return gap
@@ -32,7 +32,8 @@ def row_losses(objective: Objective, metric: str, scores: Floats, labels: Floats
     if objective.kind == "binary":
         if metric == "log_loss":
             return log_losses(np.clip(scores, _SMALLEST, 1 - _SMALLEST), labels)
-        return (scores - labels) ** 2 if metric == "brier" else ((scores >= threshold) == (labels == 1)).astype(np.float64)
+        told = (scores - labels) ** 2 if metric == "brier" else (scores >= threshold) == (labels == 1)
+        return np.asarray(told, np.float64)
     place = labels.astype(np.int64)
     if metric == "log_loss":
         chosen: Floats = -np.log(np.clip(scores[np.arange(len(scores)), place], _SMALLEST, 1.0))
@@ -40,7 +41,7 @@ def row_losses(objective: Objective, metric: str, scores: Floats, labels: Floats
     if metric == "brier":
         told = (scores**2).sum(axis=1) - 2 * scores[np.arange(len(scores)), place] + 1
         return np.asarray(told, np.float64)
-    return (scores.argmax(axis=1) == place).astype(np.float64)
+    return np.asarray(scores.argmax(axis=1) == place, np.float64)
 
 
 def _pinball(objective: Objective, metric: str, scores: Floats, labels: Floats) -> Floats:

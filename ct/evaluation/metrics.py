@@ -82,21 +82,16 @@ def _classes(score: Any, label: Any) -> dict[str, Any]:
     count = score.shape[1]
     hot = torch.nn.functional.one_hot(label, count)
     present = [at for at in range(count) if 0 < int(hot[:, at].sum()) < len(label)]
-    by_class = [
-        (
-            float(tm.auroc(score[:, at], hot[:, at], task="binary")),
-            float(tm.average_precision(score[:, at], hot[:, at], task="binary")),
-        )
-        for at in present
-    ]
+    areas: list[Any] = [tm.auroc(score[:, at], hot[:, at], task="binary") for at in present]
+    precisions: list[Any] = [tm.average_precision(score[:, at], hot[:, at], task="binary") for at in present]
     best = score.argmax(dim=1)
     f1 = tm.f1_score(best, label, task="multiclass", num_classes=count, average="none")
     seen = hot.sum(dim=0) > 0
     return {
         "accuracy": tm.accuracy(best, label, task="multiclass", num_classes=count, average="micro"),
         "f1": f1[seen].mean(),
-        "auroc": np.mean([pair[0] for pair in by_class]) if by_class else math.nan,
-        "average_precision": np.mean([pair[1] for pair in by_class]) if by_class else math.nan,
+        "auroc": np.mean([float(area) for area in areas]) if areas else math.nan,
+        "average_precision": np.mean([float(value) for value in precisions]) if areas else math.nan,
         "log_loss": -score.gather(1, label[:, None]).clamp(_SMALLEST, 1).log().mean(),
         "brier": ((score - hot.double()) ** 2).sum(dim=1).mean(),
         "ece": tm.calibration_error(score, label, task="multiclass", num_classes=count, n_bins=ECE_BINS, norm="l1"),

@@ -63,6 +63,20 @@ def delong(scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike, *, level
     return _normal(area_a - area_b, _variance(one_a - one_b) + _variance(zero_a - zero_b), level, -1.0, 1.0)
 
 
+def auroc_influence(scores: ArrayLike, labels: ArrayLike) -> tuple[float, Floats]:
+    """AUROC, and how much each of n rows pulls at it, [n]: the variance is the sum of squares of sums over independent groups of rows.
+
+    With groups of one row this is DeLong's variance, with clusters Obuchowski's (Biometrics 53, 1997). Raises TrainingFailed where
+    only one class is present.
+    """
+    label = np.asarray(labels, np.float64)
+    area, by_one, by_zero = _components(np.asarray(scores, np.float64), label)
+    pull = np.zeros(len(label))
+    pull[label == 1] = (by_one - area) / len(by_one)
+    pull[label == 0] = (by_zero - area) / len(by_zero)
+    return area, pull
+
+
 def _components(score: Floats, label: Floats) -> tuple[float, Floats, Floats]:
     """AUROC, and for each row of either class the share of the other class that it is ranked rightly against."""
     one, zero = score[label == 1], score[label == 0]
