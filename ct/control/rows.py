@@ -27,13 +27,15 @@ _PLACE = ("_key", "_time")
 class Rows:
     """A run's n rows: features, labels, how they are split, and what the pipeline's selectors left of those that train.
 
-    `times` are event times (microseconds UTC), `keys` hashes of the rows' keys, `weight` the label's own weights [n].
+    `times` are event times, `known_at` when the label was known (microseconds UTC), `keys` hashes of the rows' keys, `weight` the
+    label's own weights [n].
     """
 
     columns: Columns
     label: NDArray[np.float64]
     segments: Mapping[str, NDArray[Any]]
     times: NDArray[np.int64]
+    known_at: NDArray[np.int64]
     keys: NDArray[np.int64]
     weight: NDArray[np.float64]
     split: windows.Split
@@ -51,8 +53,14 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
     table = build.read(made)
     times, known_at = table["_time"].to_numpy(), table["_known_at"].to_numpy()
     label = table["_label"].to_numpy()
+    mature = getattr(line.gate, "mature", "")
     split = windows.split(
-        times, known_at, label, holdout_us=int(duration(line.holdout).total_seconds() * 1e6), objective=line.label.objective
+        times,
+        known_at,
+        label,
+        holdout_us=_us(line.holdout),
+        mature_us=_us(mature) if mature else None,
+        objective=line.label.objective,
     )
     segments = {name: np.asarray(table[f"segment:{name}"].to_pylist(), dtype=object) for name in line.segments}
     keys = row_hash({name: table[name].combine_chunks() for name in _PLACE}, _PLACE)
@@ -80,6 +88,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         label=label,
         segments=segments,
         times=times,
+        known_at=known_at,
         keys=keys,
         weight=table["_weight"].to_numpy().astype(np.float64) if line.label.weight else np.ones(len(label)),
         split=split,
@@ -88,6 +97,10 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         selection=selection,
         shards=shards,
     )
+
+
+def _us(text: str) -> int:
+    return int(duration(text).total_seconds() * 1e6)
 
 
 def shards_of(place: Place, run: runs.Run) -> dict[str, list[Any]]:

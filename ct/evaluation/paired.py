@@ -72,13 +72,13 @@ class Gain:
 
     def worse_than(self, limit: float) -> float:
         """The p-value of "the gain is at least `limit`": small where it is surely lower."""
-        from scipy.stats import t
+        from scipy.special import stdtr
 
         if not math.isfinite(self.error):
             return 1.0
         if self.error == 0:
             return float(self.estimate >= limit)
-        return float(t.cdf((self.estimate - limit) / self.error, self.blocks - 1))
+        return float(stdtr(self.blocks - 1, (self.estimate - limit) / self.error))
 
     def to_json(self) -> dict[str, float | None]:
         """Plain numbers, None for one that is not finite."""
@@ -166,10 +166,10 @@ def holm(p_values: list[float]) -> list[float]:
 
 
 def _bounded(sign: float, ours: float, theirs: float, error: float, count: int, rows: int, confidence: float) -> Gain:
-    from scipy.stats import t
+    from scipy.special import stdtrit
 
     estimate = sign * (ours - theirs)
-    half = float(t.ppf(confidence, count - 1)) * error if count > 1 and math.isfinite(error) else math.inf
+    half = float(stdtrit(count - 1, confidence)) * error if count > 1 and math.isfinite(error) else math.inf
     return Gain(ours, theirs, estimate, estimate - half, estimate + half, error, count, rows)
 
 

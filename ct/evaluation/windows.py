@@ -30,7 +30,8 @@ class Split:
     """Masks [n] over the rows of a feature set, no two of which share a row, and the window that judges.
 
     `calibrate` and `stop` were taken out of the rows that train: on the first the calibration and threshold are fitted, on the second
-    training is stopped. Either may be empty.
+    training is stopped. Either may be empty. `delay` is the age (microseconds) from which a row counts as mature; `immature` rows had a
+    label but were younger, `unlabelled` rows lie in the window without one: neither judges.
     """
 
     train: NDArray[np.bool_]
@@ -38,6 +39,9 @@ class Split:
     window: Window
     calibrate: NDArray[np.bool_]
     stop: NDArray[np.bool_]
+    delay: int = 0
+    immature: int = 0
+    unlabelled: int = 0
 
 
 def split(
@@ -46,25 +50,45 @@ def split(
     label: NDArray[np.float64],
     *,
     holdout_us: int,
+    mature_us: int | None = None,
     objective: Objective = BINARY,
     minimum: int = 200,
 ) -> Split:
-    """The newest `holdout_us` of event time judges, all earlier rows train. Rows without a label do neither.
+    """The newest `holdout_us` of mature event time judges, all earlier rows train. Rows without a label do neither.
 
-    A label that became known only inside the judging window does not train (embargo): at the moment the window began,
-    nobody knew it. Raises TrainingFailed when either side has fewer than `minimum` rows or only one class.
+    Of the newest rows only some have their label yet, and these differ from the rest; so a row judges from the age `mature_us` on, or
+    where that is None from the age at which 99 % of the earlier labels were known. A label that became known only inside the judging
+    window does not train (embargo): at the moment the window began, nobody knew it. Raises TrainingFailed when either side has fewer
+    than `minimum` rows or only one class.
     """
     labelled = ~np.isnan(label)
     if not labelled.any():
         raise TrainingFailed("no row has a label", "labelled rows", "wait until labels are known, or check the label's column")
-    stop = int(times[labelled].max()) + 1
+    newest = int(times[labelled].max())
+    delay = maturity(times, known_at, labelled, before=newest - holdout_us) if mature_us is None else mature_us
+    now = max(int(times.max()), int(known_at[labelled].max()))
+    stop = min(newest, now - delay) + 1
     start = stop - holdout_us
     train = labelled & (times < start) & (known_at < start)
-    judge = labelled & (times >= start)
+    within = (times >= start) & (times < stop)
+    judge = labelled & within
     for mask, what in ((train, "to train on"), (judge, "to judge on")):
         enough(mask, label, what, objective=objective, minimum=minimum)
     none = np.zeros(len(label), dtype=np.bool_)
-    return Split(train, judge, Window(start, stop), none, none)
+    young, missing = int((labelled & (times >= stop)).sum()), int((within & ~labelled).sum())
+    return Split(train, judge, Window(start, stop), none, none, delay, young, missing)
+
+
+def maturity(times: NDArray[np.int64], known_at: NDArray[np.int64], labelled: NDArray[np.bool_], *, before: int) -> int:
+    """The age in microseconds at which 99 % of the labels were known, learned from labelled rows older than `before`.
+
+    Younger rows would show only labels that came early. Fewer than 100 older ones: all labelled rows are asked.
+    """
+    asked = labelled & (times < before)
+    if asked.sum() < 100:
+        asked = labelled
+    delays = np.maximum(known_at[asked] - times[asked], 0)
+    return int(np.quantile(delays, 0.99, method="higher"))
 
 
 def narrowed(found: Split, train: NDArray[np.bool_], label: NDArray[np.float64], *, objective: Objective = BINARY) -> Split:
@@ -73,18 +97,25 @@ def narrowed(found: Split, train: NDArray[np.bool_], label: NDArray[np.float64],
 
 
 def held_back(
-    found: Split, keys: NDArray[np.int64], label: NDArray[np.float64], *, share: float, stopping: bool, minimum: int = 50
+    found: Split,
+    keys: NDArray[np.int64],
+    label: NDArray[np.float64],
+    *,
+    share: float,
+    stopping: bool,
+    calibrating: bool = True,
+    minimum: int = 50,
 ) -> Split:
-    """Take `share` of the training rows out for `calibrate`, and as many again for `stop` when `stopping`.
+    """Take `share` of the training rows out for `calibrate` when `calibrating`, and as many for `stop` when `stopping`.
 
     Which rows follows from the hashes `keys` [n] alone, so a row is held back in every run that sees it. Fewer than `minimum` rows,
     or labels that are all alike, calibrate nothing: then they stay with those that train.
     """
     place = _uniform(keys)
-    calibrate = found.train & (place < share)
-    stop = found.train & (share <= place) & (place < 2 * share) & stopping
+    calibrate = found.train & (place < share) & calibrating
+    stop = found.train & (share <= place) & (place < 2 * share) & stopping  # the same rows, whether others calibrate or not
     for mask in (calibrate, stop):
-        if mask.any() and (mask.sum() < minimum or np.ptp(label[mask]) == 0):
+        if mask.any() and (mask.sum() < minimum or _alike(label[mask])):
             mask[:] = False
     return replace(found, train=found.train & ~calibrate & ~stop, calibrate=calibrate, stop=stop)
 
@@ -104,12 +135,18 @@ def enough(
     """The mask [n]. Raises TrainingFailed when it leaves fewer than `minimum` rows, or labels that are all alike."""
     count = int(mask.sum())
     kept = label[mask]
-    if count < minimum or np.ptp(kept) == 0:
+    if count < minimum or _alike(kept):
         seen = f", {int(kept.sum())} of them positive" if objective.kind == "binary" else ""
         kinds = "of both classes" if objective.kind == "binary" else "with different labels"
+        if count and objective.kind != "binary" and _alike(kept):
+            seen = f", all labelled {objective.classes[int(kept[0])] if objective.classes else format(kept[0], 'g')!r}"
         raise TrainingFailed(
             f"{count} rows {what}{seen}",
             f"at least {minimum} rows {kinds}",
             "let more data land, shorten the pipeline's holdout or choose more rows",
         )
     return mask
+
+
+def _alike(label: NDArray[np.float64]) -> bool:
+    return not len(label) or bool(label.min() == label.max())
