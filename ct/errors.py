@@ -8,6 +8,7 @@ CtError                     catch this to catch everything `ct` raises on purpos
 ├── Conflict                somebody else changed the same thing first; read again and retry
 ├── NotFound                no such table, version, prediction, rollout
 ├── Corrupt                 stored bytes are not the bytes that were written
+│   └── Untrusted           a model's files are not signed by a trusted key
 ├── TrainingFailed          a run cannot give a usable model (diverged, too few rows)
 └── Unavailable             a needed service does not answer
 """
@@ -75,8 +76,17 @@ class Corrupt(CtError):
     """Stored bytes are not the bytes that were written."""
 
 
+class Untrusted(Corrupt):
+    """A model's files are not signed by a trusted key, or there is no key to sign with."""
+
+
 class TrainingFailed(CtError):
-    """A run cannot give a usable model."""
+    """A run cannot give a usable model. `state` is how it ended: "diverged" (its numbers went astray), "invalid" (its rows are not fit to train
+    on), or "failed"."""
+
+    def __init__(self, found: str, expected: str = "", remedy: str = "", *, state: str = "failed") -> None:
+        super().__init__(found, expected, remedy)
+        self.state = state
 
 
 class Unavailable(CtError):

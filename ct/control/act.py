@@ -31,6 +31,7 @@ from ct.serving.client import Serving
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
+from ct.store.signing import Keys
 
 
 def _silent(_: str) -> None: ...
@@ -44,7 +45,7 @@ class Actor:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.journal = Journal(settings.database, clock=self.clock, actor=actor or os.environ.get("USER", "ct"))
-        self.artifacts = Artifacts(settings.place("artifacts"))
+        self.artifacts = Artifacts(settings.place("artifacts"), Keys(settings.trusted_keys))
         self.place = Place(pipeline, settings, self.journal, self.artifacts)
         self.looks = Looks(self)
         self._committed = 0.0
@@ -230,7 +231,7 @@ class Actor:
         try:
             return retrain.carry_out(self.place, run, workers=count, gpu=self._gpu(), on_step=on_step, **changed)
         except TrainingFailed as error:
-            runs.failed(self.journal, self.pipeline.name, run.id, error=str(error))
+            runs.failed(self.journal, self.pipeline.name, run.id, error=str(error), state=error.state)
             raise
 
     def sweep(self, *, trials: int, parallel: int, on_step: Step = _silent) -> Swept:

@@ -15,7 +15,10 @@ from ct.store.journal import Event, Journal, New
 class Run:
     """One run. `shards` are the SHA-256 of the shards of each table it reads; `until` is the newest event time among them (microseconds).
 
-    `outcome` is "" while it is unfinished, else "registered" or "failed".
+    `start` is the champion when it began ({} for none): "version", "manifest", "weights" (digest), "run", and "warm", how many runs in a
+    row began with their champion's weights before it. `seeds` is with how many seeds the model is trained, `accepts` what a person said
+    may be odd this time ("labels").
+    `outcome` is "" while it is unfinished, else "registered" or "failed"; `state` of a failed one is "failed", "invalid" or "diverged".
     """
 
     id: str
@@ -32,6 +35,10 @@ class Run:
     version: str = ""
     error: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
+    start: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 1
+    accepts: tuple[str, ...] = ()
+    state: str = ""
 
     @property
     def data_time(self) -> datetime:
@@ -54,12 +61,13 @@ def all_runs(journal: Journal, pipeline: str) -> tuple[Run, ...]:
         elif event.type == "RunRegistered":
             runs[key] = replace(runs[key], outcome="registered", version=event.data["version"], facts=event.data["facts"])
         elif event.type == "RunFailed":
-            runs[key] = replace(runs[key], outcome="failed", error=event.data["error"])
+            runs[key] = replace(runs[key], outcome="failed", error=event.data["error"], state=event.data.get("state", "failed"))
     return tuple(runs.values())
 
 
 def start(journal: Journal, pipeline: str, *, cause: str, inputs: Mapping[str, Any]) -> Run:
-    """Record a new run with its frozen inputs: shards, snapshots, until, params, seed, code, pipeline (fingerprint)."""
+    """Record a new run with its frozen inputs: shards, snapshots, until, params, seed, code, pipeline (fingerprint), and start, seeds
+    and accepts where they say something."""
     position = journal.version(stream(pipeline))
     number = len(all_runs(journal, pipeline)) + 1
     key = f"run-{number}-{sha256(canonical(dict(inputs)))[:8]}"
@@ -74,9 +82,9 @@ def registered(journal: Journal, pipeline: str, run: str, *, version: str, facts
     journal.append(stream(pipeline), [New("RunRegistered", {"run": run, "version": version, "facts": dict(facts)})])
 
 
-def failed(journal: Journal, pipeline: str, run: str, *, error: str) -> None:
-    """Record that a run gave no version, and why."""
-    journal.append(stream(pipeline), [New("RunFailed", {"run": run, "error": error})])
+def failed(journal: Journal, pipeline: str, run: str, *, error: str, state: str = "failed") -> None:
+    """Record that a run gave no version, why, and in which state it ended."""
+    journal.append(stream(pipeline), [New("RunFailed", {"run": run, "error": error, "state": state})])
 
 
 def _run(event: Event) -> Run:
@@ -92,4 +100,7 @@ def _run(event: Event) -> Run:
         code=data["code"],
         pipeline=data["pipeline"],
         started=event.at,
+        start=data.get("start", {}),
+        seeds=data.get("seeds", 1),
+        accepts=tuple(data.get("accepts", ())),
     )

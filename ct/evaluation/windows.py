@@ -63,7 +63,9 @@ def split(
     """
     labelled = ~np.isnan(label)
     if not labelled.any():
-        raise TrainingFailed("no row has a label", "labelled rows", "wait until labels are known, or check the label's column")
+        raise TrainingFailed(
+            "no row has a label", "labelled rows", "wait until labels are known, or check the label's column", state="invalid"
+        )
     newest = int(times[labelled].max())
     delay = maturity(times, known_at, labelled, before=newest - holdout_us) if mature_us is None else mature_us
     now = max(int(times.max()), int(known_at[labelled].max()))
@@ -144,6 +146,7 @@ def enough(
             f"{count} rows {what}{seen}",
             f"at least {minimum} rows {kinds}",
             "let more data land, shorten the pipeline's holdout or choose more rows",
+            state="invalid",
         )
     return mask
 
