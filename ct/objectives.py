@@ -33,6 +33,11 @@ class Objective:
         """The number k of raw outputs."""
         return len(self.classes) or len(self.quantiles) or 1
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the k outputs are called in answers and in the prediction log: the classes, or the quantiles as "0.1"; none for one output."""
+        return self.classes or tuple(f"{quantile:g}" for quantile in self.quantiles)
+
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Objective:
         """The objective that `dataclasses.asdict` wrote. Raises Corrupt for a kind this ct does not know."""
@@ -59,6 +64,31 @@ class Calibration:
     center: float = 0.0
     spread: float = 1.0
 
+    @property
+    def steepest(self) -> float:
+        """The steepest slope of the isotonic map, 1.0 at least: by so much it may enlarge a difference of scores."""
+        slopes = np.diff(self.heights) / np.diff(self.knots)
+        return float(max(1.0, slopes.max(initial=1.0)))
+
+    def gap(self, objective: Objective, found: Floats, expected: Floats) -> float:
+        """How far two runs of one model are apart, in the size of its scores; infinitely far for other shapes or what is no number.
+
+        The size is 1 for a score, or the steepest slope of its isotonic map. For numbers it is the largest distance from `center`, at
+        least `spread`, and at least a billionth of the number itself: far from 0, float64 holds no more.
+        """
+        if found.shape != expected.shape:
+            return float("inf")
+        size = self.steepest
+        if objective.kind in ("number", "quantiles"):
+            far = float(np.abs(expected - self.center).max(initial=0.0))
+            size = max(self.spread, far, 1e-9 * float(np.abs(expected).max(initial=0.0)))
+        gap = float(np.abs(found - expected).max(initial=0.0)) / size
+        return gap if np.isfinite(gap) else float("inf")
+
+    def standard(self, label: Floats) -> Floats:
+        """The labels [n] that a module learns: `(label - center) / spread`. Those of classes stay as they are."""
+        return (label - self.center) / self.spread if (self.center, self.spread) != (0.0, 1.0) else label
+
     def to_json(self) -> dict[str, Any]:
         """The calibration as plain data."""
         return asdict(self)
@@ -72,7 +102,7 @@ class Calibration:
     def scores(self, objective: Objective, raw: Floats) -> Floats:
         """Scores of raw outputs: [n] of [n], or [n, k] of [n, k]."""
         if objective.kind == "binary":
-            score: Floats = 1.0 / (1.0 + np.exp(-raw / self.temperature))
+            score: Floats = np.exp(-np.logaddexp(0.0, -raw / self.temperature))  # never overflows
             return np.interp(score, self.knots, self.heights) if self.knots else score
         if objective.kind == "classes":
             shifted = raw / self.temperature
