@@ -13,14 +13,23 @@ import platform
 import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from ct.ids import canonical, sha256
+from ct.errors import TrainingFailed
+from ct.ids import canonical, describe, sha256
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor
 
     from ct.training.declare import Torch
+
+
+class Stateful(Protocol):
+    """Something whose whole state is arrays by name, such as a Learner."""
+
+    def tensors(self) -> Mapping[str, NDArray[Any]]:
+        """The state."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +61,8 @@ def contract(model: Torch, device: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
+    cudnn: Any = torch.backends.cudnn
+    gpu = {"cuda": torch.version.cuda, "cudnn": cudnn.version(), "algorithms": "deterministic"}
     found = {
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -61,15 +72,32 @@ def contract(model: Torch, device: str) -> dict[str, Any]:
         "numpy": np.__version__,
         "threads": torch.get_num_threads(),
         **{name: os.environ.get(name, "") for name in ("MKL_CBWR", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")},
+        **({} if device == "cpu" else gpu | {"CUBLAS_WORKSPACE_CONFIG": os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")}),
         "mode": "eager",
-        "optimizer": "AdamW foreach, warm-up and cosine",
+        "optimizer": "torch.optim.AdamW" if model.optimizer is None else _without_source(describe(model.optimizer)),
+        "path": "foreach",
+        "schedule": _without_source(describe(model.schedule)),
+        "clip": "none" if not model.clip else f"global norm {float(model.clip):.17g} of the reduced gradient",
+        "average": "none" if not model.average else f"{float(model.average):.17g}, at step t at most (1 + t) / (10 + t)",
+        "balanced": model.balanced,
+        "divisor": "rows of the step, or the sum of their weights, by the tree",
         "batch": model.batch,
         "shards": model.shards,
-        "dtype": "float32",
+        "dtype": "float32" if model.precision == "float32" else "float32, forward under bfloat16 autocast",
         "tree": "binary, in order of shards",
+        "embeddings": f"tables of more than {model.batch // model.shards} rows by index_add in order of rows, others by the tree",
+        "batch statistics": "of each shard, running values by the tree",
         "random": "(seed, step, shard) by SHA-256",
     }
     return found | {"id": sha256(canonical(found))[:16]}
+
+
+def _without_source(told: Any) -> Any:
+    """A description without the source hashes of torch's own classes: the version of torch stands for them."""
+    if isinstance(told, Mapping):
+        known = str(told.get("name", "")).startswith("torch.")
+        return {key: _without_source(value) for key, value in told.items() if not (known and key == "source")}
+    return [_without_source(value) for value in told] if isinstance(told, list) else told
 
 
 def _vendor() -> str:
@@ -120,24 +148,132 @@ class Tree:
 
 
 def exchange(tree: Tree, shards: int, worker: int, workers: int) -> None:
-    """Send the own complete subtrees to all workers, take theirs, and finish the tree. A no-op for one worker."""
+    """Give every worker the sum of the whole tree. A no-op for one worker.
+
+    Where each of 4, 8, … workers owns one subtree: recursive halving and doubling. Each element is added along the same tree, and a
+    worker sends about two vectors, as in a ring all-reduce. Else, and for two, the subtrees go to everybody and each finishes the tree.
+    """
     if workers == 1:
         return
+    plans = [blocks(owned(shards, rank, workers)) for rank in range(workers)]
+    if workers > 2 and workers & (workers - 1) == 0 and all(len(plan) == 1 for plan in plans):
+        tree.nodes = {(0, shards): _halved(tree.nodes[plans[worker][0]], worker, workers)}
+        return
+    mine = [tree.nodes[block] for block in plans[worker]]
+    length = mine[0].numel()
+    received = gathered(mine[0] if len(mine) == 1 else _joined(mine), [len(plan) * length for plan in plans], workers)
+    tree.nodes = {}
+    for plan, values in zip(plans, received, strict=True):
+        for at, block in enumerate(plan):
+            tree.add(block, values[at * length : (at + 1) * length])
+
+
+def _joined(parts: list[Tensor]) -> Tensor:
+    import torch
+
+    return torch.cat(parts)
+
+
+def gathered(mine: Tensor, lengths: list[int], workers: int) -> list[Tensor]:
+    """Every worker's vector, of `lengths` numbers, in order of workers. Shorter ones travel padded."""
     import torch
     import torch.distributed as dist
 
-    plans = [blocks(owned(shards, rank, workers)) for rank in range(workers)]
-    longest = max(len(plan) for plan in plans)
-    first = next(iter(tree.nodes.values()))
-    mine = torch.zeros(longest, first.numel(), dtype=first.dtype, device=first.device)
-    for at, block in enumerate(plans[worker]):
-        mine[at].copy_(tree.nodes[block])
-    gathered = [torch.empty_like(mine) for _ in range(workers)]
-    dist.all_gather(gathered, mine)
-    tree.nodes = {}
-    for plan, values in zip(plans, gathered, strict=True):
-        for at, block in enumerate(plan):
-            tree.add(block, values[at])
+    longest = max(lengths)
+    if mine.numel() < longest:
+        mine = torch.cat([mine, mine.new_zeros(longest - mine.numel())])
+    received = mine.new_empty(workers * longest)
+    dist.all_gather_single(received, mine)
+    return [received[rank * longest : rank * longest + length] for rank, length in enumerate(lengths)]
+
+
+def _halved(vector: Tensor, worker: int, workers: int) -> Tensor:
+    """The sum of all workers' vectors along the tree: at distance 1, 2, 4 … two workers swap halves and each adds one; then they share.
+
+    Workers at distance d own neighbouring subtrees of the same size, so every element is added exactly as `Tree` would.
+    """
+    import torch
+
+    size = vector.numel()
+    if size % workers:
+        vector = torch.cat([vector, vector.new_zeros(workers - size % workers)])
+    at, length, distance = 0, vector.numel(), 1
+    while distance < workers:
+        length //= 2
+        lower = not worker & distance
+        kept, given = (at, at + length) if lower else (at + length, at)
+        received = _swapped(vector[given : given + length], vector.new_empty(length), worker ^ distance)
+        mine = vector[kept : kept + length]
+        torch.add(*((mine, received) if lower else (received, mine)), out=mine)
+        at, distance = kept, distance * 2
+    while distance > 1:
+        distance //= 2
+        other = at + length if not worker & distance else at - length
+        _swapped(vector[at : at + length], vector[other : other + length], worker ^ distance)
+        at, length = min(at, other), length * 2
+    return vector[:size]
+
+
+def _swapped(given: Tensor, taken: Tensor, other: int) -> Tensor:
+    """`taken`, filled with what worker `other` gives, who gets `given`."""
+    import torch.distributed as dist
+
+    for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, given, other), dist.P2POp(dist.irecv, taken, other)]):
+        work.wait()
+    return taken
+
+
+def agree(learner: Stateful, group: Group) -> None:
+    """Compare every tensor of the learner's state on all workers.
+
+    Raises TrainingFailed on all of them with the first tensor that differs, by name, and the ranks on which it does.
+    """
+    if group.world == 1:
+        return
+    import torch
+
+    tensors = learner.tensors()
+    names = sorted(tensors)
+    mine = [_short(name, tensors[name]) for name in names]
+    counts = gathered(torch.tensor([len(mine)], device=group.device), [1] * group.world, group.world)
+    if len({int(count) for count in counts}) > 1:
+        raise TrainingFailed(
+            f"the workers keep {sorted({int(count) for count in counts})} tensors",
+            "the same ones",
+            "make the model's tensors before its training",
+        )
+    received = gathered(torch.tensor(mine, device=group.device), [len(mine)] * group.world, group.world)
+    everybody = torch.stack(received).cpu()
+    for at, name in enumerate(names):
+        found = everybody[:, at].tolist()
+        if len(set(found)) > 1:
+            usual = max(found, key=lambda value: (found.count(value), value == found[0]))
+            odd = [rank for rank, value in enumerate(found) if value != usual]
+            raise TrainingFailed(
+                f"the workers' states differ: {name} on rank {', '.join(map(str, odd))}",
+                "the same bytes on every worker",
+                "train on one kind of processor, for example by labels, and look for a fault of that machine",
+            )
+
+
+def _short(name: str, value: NDArray[Any]) -> int:
+    """63 bits of a hash over a tensor's name, type, shape and bytes."""
+    import numpy as np
+
+    said = canonical([name, str(value.dtype), list(value.shape), sha256(np.asarray(value, order="C").tobytes())])
+    return int(sha256(said)[:16], 16) >> 1
+
+
+def pin(device: str) -> None:
+    """What the contract asks of torch in a process that trains: one thread, and on a GPU deterministic kernels without TF32 or tuning."""
+    import torch
+
+    torch.set_num_threads(1)
+    if device != "cpu":
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cudnn.benchmark = False
 
 
 def shard_seed(seed: int, step: int, shard: int) -> int:
