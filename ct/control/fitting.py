@@ -22,13 +22,14 @@ from ct.training.data import TrainingSet
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model with all that was learned for it. `threshold` is the score from which a binary label is 1."""
+    """A model with all that was learned for it. `threshold` is the score from which a binary label is 1; `calibrated` says how it was."""
 
     model: Any
     encoder: Encoder
     trained: trainer.Trained
     calibration: Calibration
     threshold: float
+    calibrated: str = ""
 
 
 def fit(place: Place, run: runs.Run, data: Rows, model: Any, *, workers: int, gpu: bool, on_step: Step) -> Fitted:
@@ -51,15 +52,22 @@ def fit(place: Place, run: runs.Run, data: Rows, model: Any, *, workers: int, gp
         storage=place.settings.home / "training",
         on_progress=_epochs(on_step),
     )
-    fitted, threshold = Calibration(), 0.5
-    if data.split.calibrate.any():
+    fitted, threshold = scale(place, data), 0.5
+    truth = data.label[data.split.calibrate]
+    if len(truth):
         held = save(place, data, encoder, data.split.calibrate, f"{run.id}-held")
         raw = trainer.raw(held, model, objective, trained.weights)
-        truth = data.label[data.split.calibrate]
         fitted = calibration.fit(model.calibrate, objective, raw, truth)
         if objective.kind == "binary":
             threshold = metrics.best_threshold(fitted.scores(objective, raw), truth)
-    return Fitted(model, encoder, trained, fitted, threshold)
+    said = calibration.explain(model.calibrate, objective, fitted, truth)
+    on_step(f"calibration: {said}")
+    return Fitted(model, encoder, trained, fitted, threshold, said)
+
+
+def scale(place: Place, data: Rows) -> Calibration:
+    """The scale on which the module learns the labels, from the rows that train; a plain one for classes."""
+    return calibration.scale(place.pipeline.label.objective, data.label[data.split.train])
 
 
 def row_weights(place: Place, data: Rows) -> NDArray[np.float64] | None:
@@ -70,12 +78,15 @@ def row_weights(place: Place, data: Rows) -> NDArray[np.float64] | None:
 def save(
     place: Place, data: Rows, encoder: Encoder, mask: NDArray[np.bool_], name: str, *, weight: NDArray[np.float64] | None = None
 ) -> Path:
-    """Write the encoded rows under `mask` as a training set and return its folder. `weight` has one value for each of them."""
+    """Write the encoded rows under `mask` as a training set and return its folder, numbers as labels in their `scale`.
+
+    `weight` has one value for each row.
+    """
     part = take(data.columns, mask)
     made = TrainingSet(
         numeric=encoder.numeric(part),
         category=encoder.category(part),
-        label=data.label[mask].astype(np.float32),
+        label=scale(place, data).standard(data.label[mask]).astype(np.float32),
         shape=encoder.shape,
         weight=None if weight is None else weight.astype(np.float32),
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
-from ct.control import runs
+from ct.control import labelled, runs
 from ct.control.fitting import fit
 from ct.control.judging import compare, predictor
 from ct.control.packing import files_of
@@ -50,6 +50,9 @@ def carry_out(
     begun = monotonic()
     line = place.pipeline
     data = data or rows(place, run, on_step=on_step)
+    counts = labelled.counted(place, data)
+    if said := labelled.strange(counts):
+        on_step(said)
     fitted = fit(place, run, data, model or line.model.resolved({}), workers=workers, gpu=gpu, on_step=on_step)
     on_step("export")
     version = versions.next_name(place.journal, line.name, run.id)
@@ -79,6 +82,8 @@ def carry_out(
         "rows_judged": int(data.split.judge.sum()),
         "selection": dict(data.selection),
         "calibration": fitted.calibration.to_json(),
+        "calibrated": fitted.calibrated,
+        "labels": counts,
         "workers": workers,
         "seconds": round(monotonic() - begun, 2),
         "profile": place.artifacts.put(profile.to_bytes()),

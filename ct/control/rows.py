@@ -82,7 +82,15 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         rule = "; ".join(part.explain() for part in line.selectors)
         selection = {"rule": rule, "of": int(split.train.sum()), "rows": int(train.sum())}
         split = windows.narrowed(split, train, label, objective=line.label.objective)
-    split = windows.held_back(split, keys, label, share=line.model.held, stopping=line.model.patience > 0)
+    kind = line.label.objective.kind
+    split = windows.held_back(
+        split,
+        keys,
+        label,
+        share=line.model.held,
+        stopping=line.model.patience > 0,
+        calibrating=kind == "binary" or (kind == "classes" and bool(line.model.calibrate)),
+    )
     return Rows(
         columns=to_columns(table.select([column.name for column in line.outputs])),
         label=label,
@@ -90,7 +98,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         times=times,
         known_at=known_at,
         keys=keys,
-        weight=table["_weight"].to_numpy().astype(np.float64) if line.label.weight else np.ones(len(label)),
+        weight=line.label.weights(table["_weight"].to_numpy()) if line.label.weight else np.ones(len(label)),
         split=split,
         digest=made.digest,
         built=sum(bool(part.built) for part in made.parts),
