@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ct.features.kinds.about import about
     from ct.features.kinds.category import category, cross
     from ct.features.kinds.cyclic import cyclic
+    from ct.features.kinds.events import events
     from ct.features.kinds.latest import latest
     from ct.features.kinds.numeric import numeric
     from ct.features.kinds.own import feature
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from ct.rollout.plans import BlueGreen, Canary, Shadow, error_rate, latency, quality
     from ct.training import models
     from ct.training.declare import Search, Torch
+    from ct.training.ensemble import Ensemble
     from ct.training.search import Asha, Bayes, Population, Random
 
 __all__ = [
@@ -56,6 +58,7 @@ __all__ = [
     "CtError",
     "DeltaTable",
     "Drift",
+    "Ensemble",
     "Every",
     "Folder",
     "Fresh",
@@ -92,6 +95,7 @@ __all__ = [
     "dropped",
     "ece",
     "error_rate",
+    "events",
     "feature",
     "hard",
     "keyed",
@@ -139,6 +143,7 @@ _HOMES = {
     "ct.features.kinds.about": ("about",),
     "ct.features.kinds.category": ("category", "cross"),
     "ct.features.kinds.cyclic": ("cyclic",),
+    "ct.features.kinds.events": ("events",),
     "ct.features.kinds.latest": ("latest",),
     "ct.features.kinds.numeric": ("numeric",),
     "ct.features.kinds.own": ("feature",),
@@ -147,6 +152,7 @@ _HOMES = {
     "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
     "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow", "error_rate", "latency", "quality"),
     "ct.training.declare": ("Search", "Torch"),
+    "ct.training.ensemble": ("Ensemble",),
     "ct.training.search": ("Asha", "Bayes", "Population", "Random"),
 }
 _HOME = {name: module for module, names in _HOMES.items() for name in names}

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from ct.clock import duration
 from ct.errors import InvalidPipeline
+from ct.evaluation.losses import row_losses
+from ct.evaluation.stacking import LOSS
 from ct.objectives import Objective
 from ct.roles import Weighed, Weigher
 
@@ -36,7 +38,7 @@ class Hard:
         (after Loshchilov and Hutter, arXiv:1511.06343, and Katharopoulos and Fleuret, arXiv:1803.00942). Ones without a champion."""
         if rows.scores is None:
             return np.ones(len(rows.label))
-        return mixed(losses(rows.objective, rows.scores, rows.label), self.share, self.most)
+        return mixed(row_losses(rows.objective, LOSS[rows.objective.kind], rows.scores, rows.label), self.share, self.most)
 
     def explain(self) -> str:
         """The share and the bound."""
@@ -211,19 +213,6 @@ def mixed(size: Floats, share: float, most: float) -> Floats:
         some = size > 0
         found = np.where(some, most, (count - most * some.sum()) / max(1, count - some.sum()))
     return (1 - share) + share * found
-
-
-def losses(objective: Objective, scores: Floats, label: Floats) -> Floats:
-    """The loss of each row's score [n] or [n, k]: log loss, squared error, or the mean pinball loss."""
-    if objective.kind == "binary":
-        right = np.where(label == 1, scores, 1 - scores)
-        return np.asarray(-np.log(np.clip(right, _LEAST, 1.0)))
-    if objective.kind == "classes":
-        return np.asarray(-np.log(np.clip(scores[np.arange(len(label)), label.astype(np.int64)], _LEAST, 1.0)))
-    if objective.kind == "number":
-        return np.asarray(np.square(scores - label))
-    gap, share = label[:, None] - scores, np.array(objective.quantiles)
-    return np.asarray(np.maximum(share * gap, (share - 1) * gap).mean(axis=1))
 
 
 def uncertainty(objective: Objective, scores: Floats) -> Floats:

@@ -17,14 +17,19 @@ from ct.errors import TrainingFailed
 from ct.features.encode import Shape
 from ct.objectives import BINARY, Objective
 from ct.training import checkpoint, losses
+from ct.training.combined import Combined
 from ct.training.data import TrainingSet
 from ct.training.declare import Torch
+from ct.training.ensemble import Ensemble
 
 _CHUNK = 65_536
 
 
-def construct(model: Torch, shape: Shape, objective: Objective = BINARY) -> nn.Module:
+def construct(model: Torch | Ensemble, shape: Shape, objective: Objective = BINARY) -> nn.Module:
     """The module with its seeded first weights. Raises TrainingFailed with the user's own error when it cannot be built."""
+    if isinstance(model, Ensemble):
+        members = [construct(part, shape, objective) for part in model.members]
+        return Combined(members, objective, model.how == "stacked")
     torch.manual_seed(model.seed)
     more: dict[str, Any] = {"outputs": objective.outputs} if objective.outputs > 1 else {}
     if shape.sequences:
@@ -36,7 +41,7 @@ def construct(model: Torch, shape: Shape, objective: Objective = BINARY) -> nn.M
     return module
 
 
-def loaded(model: Torch, shape: Shape, objective: Objective, weights: checkpoint.Tensors) -> nn.Module:
+def loaded(model: Torch | Ensemble, shape: Shape, objective: Objective, weights: checkpoint.Tensors) -> nn.Module:
     """The module with trained weights, ready to predict."""
     module = construct(model, shape, objective).eval()
     module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
@@ -74,7 +79,7 @@ def _reported() -> Iterator[None]:
         ) from error
 
 
-def raw(model: Torch, objective: Objective, weights: checkpoint.Tensors, folder: Path) -> NDArray[Any]:
+def raw(model: Torch | Ensemble, objective: Objective, weights: checkpoint.Tensors, folder: Path) -> NDArray[Any]:
     """A trained model's raw outputs for the rows saved in `folder`, float64 [n] or [n, k]."""
     rows, _ = TrainingSet.open(folder)
     module = loaded(model, rows.shape, objective, weights)

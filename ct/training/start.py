@@ -16,6 +16,8 @@ from ct.training import warm
 from ct.training.declare import Torch, pickled, unpickled
 
 Weights = Mapping[str, NDArray[Any]]
+ENSEMBLE = "ensemble."
+"""What the names of an ensemble's members' tensors begin with, before the member's number (training/combined.py)."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +31,10 @@ class Carried:
 def read(data: bytes, member: int = 0) -> dict[str, NDArray[Any]]:
     """The weights in a version's safetensors file; of an ensemble, those of one member (the last one where it has fewer)."""
     found: dict[str, NDArray[Any]] = load(data)
-    count = len({name.split(".")[1] for name in found if name.startswith("members.") and name.split(".")[1].isdigit()})
-    if "stack.weight" not in found or not count:
+    numbers = {int(name.split(".")[1]) for name in found if name.startswith(ENSEMBLE)}
+    if not numbers:
         return found
-    prefix = f"members.{min(member, count - 1)}."
+    prefix = f"{ENSEMBLE}{min(member, max(numbers))}."
     return {name.removeprefix(prefix): value for name, value in found.items() if name.startswith(prefix)}
 
 
