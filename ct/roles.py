@@ -142,6 +142,9 @@ class Column:
 
     How the model sees it is fitted on the training rows: a number standardized if `scaled`, or in one of `bins` quantile bins; a category
     by a vocabulary in which values seen fewer than `rare` times share a bucket, or in one of `hashed` buckets.
+
+    The numbers of a sequence of past events share its name `sequence`; those of one `step` (1 for the newest) belong together. The
+    last of a step is missing where there was no such event, and only there.
     """
 
     name: str
@@ -150,6 +153,8 @@ class Column:
     bins: int = 0
     rare: int = 5
     hashed: int = 0
+    sequence: str = ""
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +186,10 @@ class History(Protocol):
     def spans(
         self, rows: Columns, times: NDArray[np.int64], lookup: Lookup
     ) -> tuple[Columns, NDArray[np.int64], NDArray[np.int64]]:
-        """For each of n rows: its history, as rows [start, stop) of the returned columns, ordered by known-at."""
+        """For each of n rows: its history, as rows [start, stop) of the returned columns, ordered by known-at.
+
+        The columns are those of the lookup, as numbers, and its `known_at`, as times.
+        """
         ...
 
 
@@ -272,6 +280,43 @@ class Weigher(Protocol):
 
     def explain(self) -> str:
         """The rule in a few words, for reports."""
+        ...
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A measure of the user's own, such as what wrong answers cost. A plain function of the same arguments is one too."""
+
+    def value(self, scores: NDArray[np.float64], labels: NDArray[np.float64], columns: Columns) -> float:
+        """The measure of n rows: scores [n] or [n, k] and labels [n] as in ct/objectives.py, `columns` their features and segments."""
+        ...
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Rows as a model sees them: numeric float32 [n, f], category int64 [n, c]; label and weight float64 [n]."""
+
+    numeric: NDArray[np.float32]
+    category: NDArray[np.int64]
+    label: NDArray[np.float64]
+    weight: NDArray[np.float64]
+
+
+@runtime_checkable
+class Challenger(Protocol):
+    """Another kind of model, fitted beside a candidate so that one sees what it is worth. It is never promoted."""
+
+    @property
+    def name(self) -> str:
+        """Its name in reports."""
+        ...
+
+    def missing(self) -> str:
+        """Why it cannot run here, empty when it can."""
+        ...
+
+    def scores(self, objective: Objective, train: Encoded, asked: Encoded) -> NDArray[np.float64]:
+        """Its scores of `asked` after fitting on `train`, [n] or [n, k] as in ct/objectives.py. The labels of `asked` are not for it."""
         ...
 
 

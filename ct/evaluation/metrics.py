@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ PARTS = 31
 _SMALLEST = 1e-7
 
 Floats = NDArray[Any]
+Own = Callable[[NDArray[np.bool_]], Mapping[str, float]]
 
 
 def measured(
@@ -133,14 +134,18 @@ def by_segment(
     *,
     objective: Objective = BINARY,
     trivial: Trivial | None = None,
+    own: Own | None = None,
     most: int = 50,
 ) -> dict[str, dict[str, float]]:
-    """{segment value: metrics} of the `most` largest segments with at least 50 rows and different labels; "rows" is added."""
+    """{segment value: metrics} of the `most` largest segments with at least 50 rows and different labels; "rows" is added.
+
+    `own` gives further metrics of the rows under a mask.
+    """
     texts = np.array([str(value) for value in segment])
     names, counts = np.unique(texts, return_counts=True)
     found = {}
     for name in names[np.argsort(-counts, kind="stable")][:most]:
-        made = _part(objective, scores, labels, texts == name, threshold, trivial)
+        made = _part(objective, scores, labels, texts == name, threshold, trivial, own)
         if made is not None:
             found[str(name)] = made
     return found
@@ -154,6 +159,7 @@ def over_time(
     *,
     objective: Objective = BINARY,
     trivial: Trivial | None = None,
+    own: Own | None = None,
 ) -> list[dict[str, float]]:
     """Metrics of each UTC day of `times` [n] (microseconds), or of 31 equal parts of a longer span; "start" and "rows" are added.
 
@@ -166,20 +172,27 @@ def over_time(
     place = (times - first) // length
     found = []
     for at in np.unique(place):
-        made = _part(objective, scores, labels, place == at, threshold, trivial)
+        made = _part(objective, scores, labels, place == at, threshold, trivial, own)
         if made is not None:
             found.append({"start": float(first + at * length), **made})
     return found
 
 
 def _part(
-    objective: Objective, scores: Floats, labels: Floats, mask: NDArray[np.bool_], threshold: float, trivial: Trivial | None
+    objective: Objective,
+    scores: Floats,
+    labels: Floats,
+    mask: NDArray[np.bool_],
+    threshold: float,
+    trivial: Trivial | None,
+    own: Own | None,
 ) -> dict[str, float] | None:
     label = labels[mask]
     if len(label) < FEWEST or label.min() == label.max():
         return None
     here = trivial.of(mask) if trivial is not None else None
-    return measured(objective, scores[mask], label, threshold, here) | {"rows": float(len(label))}
+    further = own(mask) if own is not None else {}
+    return measured(objective, scores[mask], label, threshold, here) | dict(further) | {"rows": float(len(label))}
 
 
 # -- what the scores are read by
@@ -221,8 +234,3 @@ def curve(objective: Objective, scores: Floats, labels: Floats, bins: int = ECE_
         {"said": float(sums[0][at] / rows[at]), "true": float(sums[1][at] / rows[at]), "rows": float(rows[at])}
         for at in np.flatnonzero(rows)
     ]
-
-
-def finite(values: Mapping[str, float]) -> dict[str, float]:
-    """The values that are finite numbers."""
-    return {name: float(value) for name, value in values.items() if math.isfinite(value)}
