@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from ct.data.sources.iceberg import IcebergTable
     from ct.data.sources.objects import ObjectStore
     from ct.errors import CtError
-    from ct.evaluation.gate import Gate, auc, ece
+    from ct.evaluation.challengers import LightGBM
+    from ct.evaluation.gate import Gate, at_least, at_most, auc, baseline, better, ece, fits, slices
     from ct.evaluation.weighing import drifted, hard, recent, unsure
     from ct.features.kinds.about import about
     from ct.features.kinds.category import category, cross
@@ -66,6 +67,7 @@ __all__ = [
     "IcebergTable",
     "KeepLast",
     "Label",
+    "LightGBM",
     "NewData",
     "NotNull",
     "ObjectStore",
@@ -87,7 +89,11 @@ __all__ = [
     "Varied",
     "Within",
     "about",
+    "at_least",
+    "at_most",
     "auc",
+    "baseline",
+    "better",
     "category",
     "cross",
     "cyclic",
@@ -97,6 +103,7 @@ __all__ = [
     "error_rate",
     "events",
     "feature",
+    "fits",
     "hard",
     "keyed",
     "latency",
@@ -109,6 +116,7 @@ __all__ = [
     "quarantine",
     "ratio",
     "recent",
+    "slices",
     "tagged",
     "unsure",
     "warn",
@@ -138,7 +146,8 @@ _HOMES = {
     "ct.data.sources.iceberg": ("IcebergTable",),
     "ct.data.sources.objects": ("ObjectStore",),
     "ct.errors": ("CtError",),
-    "ct.evaluation.gate": ("Gate", "auc", "ece"),
+    "ct.evaluation.challengers": ("LightGBM",),
+    "ct.evaluation.gate": ("Gate", "at_least", "at_most", "auc", "baseline", "better", "ece", "fits", "slices"),
     "ct.evaluation.weighing": ("drifted", "hard", "recent", "unsure"),
     "ct.features.kinds.about": ("about",),
     "ct.features.kinds.category": ("category", "cross"),

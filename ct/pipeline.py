@@ -183,6 +183,8 @@ class Pipeline:
                 faults.append(f"{name} is {part!r}, expected a part with validate()")
             else:
                 faults += [f"{name}: {fault}" for fault in part.validate()]
+        if not faults and callable(suits := getattr(self.gate, "suits", None)):
+            faults += [f"gate: {fault}" for fault in suits(self.label.objective, self.segments)]
         for trigger in self.retrain:
             if not callable(getattr(trigger, "decide", None)):
                 faults.append(f"retrain holds {trigger!r}, expected a trigger such as ct.NewData")
