@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import changing, features, reading, rollout, tables
+from ct.cli import changing, features, reading, rollout, sweeping, tables
 
 app = typer.Typer(
     name="ct",
@@ -20,7 +20,7 @@ for command in (
     reading.plan,
     changing.ingest,
     changing.train,
-    changing.sweep,
+    sweeping.sweep,
     reading.evaluate,
     changing.deploy,
     changing.predict,

@@ -1,4 +1,4 @@
-"""Commands that change something: init, ingest, train, sweep, deploy, predict, label, watch. Each has --dry-run where it matters."""
+"""Commands that change something: init, ingest, train, deploy, predict, label, watch. Each has --dry-run where it matters."""
 
 from __future__ import annotations
 
@@ -155,31 +155,6 @@ def train(
                 output.line(f"  {reason}")
 
         output.show(data, json, view)
-
-
-def sweep(
-    root: Root = None,
-    pipeline: PipelineFile = None,
-    trials: Annotated[int, typer.Option(min=1, help="How many settings to try.")] = 8,
-    parallel: Annotated[int, typer.Option(min=1, help="How many at a time.")] = 2,
-    dry_run: DryRun = False,
-    json: AsJson = False,
-) -> None:
-    """Try the pipeline's search space on the newest data; the best trial is trained whole and meets the same gate."""
-    with output.errors(), actor(root, pipeline) as act:
-        if dry_run:
-            output.line(f"would try {trials} settings of {act.pipeline.model.searches()}")
-            return
-        with output.progress("sweep") as step:
-            result = act.sweep(trials=trials, parallel=parallel, on_step=step)
-
-        def view() -> None:
-            output.table(
-                "trials", ("trial", "parameters", "log loss"), ((i, t.params, t.metric) for i, t in enumerate(result.trials, 1))
-            )
-            output.line(f"best: {result.best} -> {result.version.name}, verdict {result.version.verdict}")
-
-        output.show(result.to_json(), json, view)
 
 
 def deploy(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ct.control import runs, watching
+from ct.control import runs, sweeps, watching
 from ct.control.act import Actor
 from ct.control.decide import Action, Judge, State, decide
 from ct.control.triggers import Observed
@@ -65,7 +65,8 @@ def observe(act: Actor, *, ask_endpoint: bool = True) -> State:
     return State(
         arrivals=tuple(act.looks.arrivals()),
         undrifted=watching.unchecked(act.place),
-        run=next((item for item in runs.all_runs(journal, name) if not item.outcome), None),
+        # A sweep's run is not to be trained as if nothing were searched: who began the sweep, or asks for it again, ends it.
+        run=next((item for item in runs.all_runs(journal, name) if not item.outcome and item.cause != sweeps.CAUSE), None),
         versions=known,
         tried=frozenset(tried),
         route=route,

@@ -1,100 +1,196 @@
-"""A sweep: the search space on the newest data, its trials in the journal, and the best one trained whole before the same gate."""
+"""A sweep carried out: the search space on the newest data, its trials in the journal, and the best one trained whole before the same gate."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ct.control import retrain, runs
-from ct.control.fitting import save
+from ct.control import fitting, runs, sweeps
 from ct.control.place import Step
-from ct.control.rows import rows, take
-from ct.errors import InvalidPipeline
+from ct.control.rows import Rows, rows, take
+from ct.control.sweeps import Sweep
+from ct.errors import InvalidPipeline, NotFound, TrainingFailed
+from ct.evaluation.tuning import tuning
 from ct.features.encode import Encoder
-from ct.ids import canonical, sha256
+from ct.ids import describe
+from ct.pipeline import Pipeline
+from ct.registry import versions
 from ct.registry.versions import Version
-from ct.store.journal import New
-from ct.training import sweep as tuning
-from ct.training.sweep import Trial
+from ct.training import sweep as running
+from ct.training.ledger import Ledger
+from ct.training.search import CHOOSERS, Leg, Random, Reached, Space
+from ct.training.sweep import Task
 
 if TYPE_CHECKING:
     from ct.control.act import Actor
 
+Told = Callable[[Ledger], None]
+
+
+def _silent(_: Any) -> None: ...
+
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep found."""
+    """A sweep with the version that came of it; None while there is none."""
 
-    trials: tuple[Trial, ...]
-    best: Mapping[str, Any]
-    version: Version
+    sweep: Sweep
+    version: Version | None
 
     def to_json(self) -> dict[str, Any]:
-        """The result as plain data."""
+        """The result as plain data. `best` are the settings that the best trial ended with."""
+        winner = self.sweep.winner
         return {
-            "trials": [asdict(trial) for trial in self.trials],
-            "best": dict(self.best),
-            "version": self.version.name,
-            "verdict": self.version.verdict,
+            "run": self.sweep.run,
+            "asked": dict(self.sweep.asked),
+            "trials": [trial.to_json() for trial in self.sweep.trials],
+            "best": winner.to_json() if winner else None,
+            "ended": self.sweep.ended,
+            "version": self.version.name if self.version else None,
+            "verdict": self.version.verdict if self.version else None,
         }
 
 
-def sweep(act: Actor, *, trials: int, parallel: int, on_step: Step) -> Swept:
-    """Run the trials that the journal does not know yet for these inputs, then train the best setting. A killed sweep goes on."""
-    line = act.pipeline
+def chooser(line: Pipeline, *, name: str = "", trials: int = 0) -> Any:
+    """Who chooses the trials: the pipeline's own, or the one of that `name` with its defaults; `trials` replaces how many.
+
+    Raises InvalidPipeline for a model without searches, an unknown name or a number that is not allowed.
+    """
     if not line.model.searches():
         raise InvalidPipeline(
             "the model has nothing to search", "at least one ct.Search", "for example lr=ct.Search(1e-4, 1e-2, log=True)"
         )
-    run = _open_run(act)
+    if name and name not in CHOOSERS:
+        raise InvalidPipeline(f"the search {name!r}", f"one of {sorted(CHOOSERS)}", "check the spelling")
+    found = line.sweep or Random()
+    if name and getattr(found, "name", "") != name:
+        found = CHOOSERS[name]()
+    if trials:
+        found = type(found)(**{**vars(found), "trials": trials})
+    if faults := found.validate():
+        raise InvalidPipeline("; ".join(faults), "", "mend the sweep's declaration")
+    return found
+
+
+def plan(line: Pipeline, chosen: Any, first: Mapping[str, Any]) -> Ledger:
+    """The sweep before any trial has run. Raises InvalidPipeline when `chosen` cannot search this space."""
+    model = line.model
+    epochs = 0 if "epochs" in model.searches() else model.epochs
+    return Ledger(chosen, Space(model.searches(), epochs, model.seed, first), {})
+
+
+def first(act: Actor) -> Mapping[str, Any]:
+    """With what a sweep begun now would begin: what the best trial of the last one ended with, empty for none."""
+    ended = [found for found in sweeps.all_sweeps(act.journal, act.pipeline.name) if found.ended and found.winner]
+    return ended[-1].winner.now if ended and ended[-1].winner else {}
+
+
+def last(act: Actor) -> Swept:
+    """The newest sweep as the journal tells it, ended or not. Raises NotFound when there was none."""
+    found = sweeps.all_sweeps(act.journal, act.pipeline.name)
+    if not found:
+        raise NotFound(f"{act.pipeline.name!r} was never swept", "a sweep", "run `ct sweep`")
+    made = [known for known in versions.all_versions(act.journal, act.pipeline.name) if known.run == found[-1].run]
+    return Swept(found[-1], made[-1] if made else None)
+
+
+def sweep(act: Actor, chosen: Any, *, parallel: int, on_step: Step = _silent, on_trials: Told = _silent) -> Swept:
+    """Run the trials that the journal does not know yet for these inputs, then train the best setting whole. A killed sweep goes on.
+
+    `on_trials` is told of the ledger when it is opened and whenever a leg of a trial has ended.
+    Raises InvalidPipeline, and TrainingFailed when every trial failed.
+    """
+    line = act.pipeline
+    plan(line, chosen, {})
+    run, known = _open(act, chosen)
     data = rows(act.place, run, on_step=on_step)
-    encoder = Encoder.fit(take(data.columns, data.split.train), line.outputs)
-    train = save(act.place, data, encoder, data.split.train, f"{run.id}-train")
-    judge = save(act.place, data, encoder, data.split.judge, f"{run.id}-judge")
-    stream = f"sweep/{line.name}"
-    done = {event.data["key"]: event.data["metric"] for event in act.journal.read(stream) if event.data["run"] == run.id}
+    home = act.settings.home / "sweeps" / run.id
+    home.mkdir(parents=True, exist_ok=True)
+    try:
+        ledger = _tried(act, run, known, chosen, data, parallel=parallel, on_step=on_step, on_trials=on_trials)
+        winner = ledger.winner()
+    except TrainingFailed as error:
+        runs.failed(act.journal, line.name, run.id, error=str(error))
+        raise
+    if not known.ended:
+        sweeps.end(act.journal, line.name, run.id, trials=ledger.trials(), best=winner.number)
+    on_step(f"training trial {winner.number} whole")
+    model = running.settled(line.model, winner.params, winner.course)
+    act.train(run, on_step=on_step, data=data, model=model)
+    for part in ("legs", "tune"):
+        shutil.rmtree(home / part, ignore_errors=True)
+    return last(act)
 
-    def note(trial: Trial) -> None:
-        key = sha256(canonical(dict(trial.params)))
-        if key not in done:
-            data = {"run": run.id, "key": key, "params": dict(trial.params), "metric": trial.metric, "state": trial.state}
-            act.journal.append(stream, [New("TrialFinished", data)])
-        on_step(f"trial {len(done) + 1}: {dict(trial.params)} -> {trial.metric:.4f}")
 
-    found = tuning.sweep(
-        train,
-        judge,
-        line.model,
-        objective=line.label.objective,
-        trials=trials,
+def _tried(
+    act: Actor, run: runs.Run, known: Sweep, chosen: Any, data: Rows, *, parallel: int, on_step: Step, on_trials: Told
+) -> Ledger:
+    """The ledger with every trial in it."""
+    on_step("trials")
+    task = _task(act, run, data)
+
+    def note(leg: Leg, seen: Reached, ledger: Ledger) -> None:
+        best = ledger.best()
+        whole = leg.until >= ledger.space.whole(leg.params)
+        sweeps.reached(act.journal, act.pipeline.name, run.id, leg, seen, whole=whole, best=best.number if best else 0)
+        on_trials(ledger)
+
+    begun = known.asked["first"]
+    on_trials(Ledger(chosen, task.space(run.seed, begun), known.known))
+    return running.sweep(
+        task,
+        chosen,
         seed=run.seed,
+        first=begun,
         parallel=parallel,
-        on_trial=note,
-        done=done,
+        folder=act.settings.home / "sweeps" / run.id,
+        known=known.known,
+        on_leg=note,
     )
-    best = min((trial for trial in found if trial.state == "finished"), key=lambda trial: trial.metric)
-    version = retrain.carry_out(
-        act.place,
-        run,
-        workers=act.settings.workers,
-        gpu=False,
-        on_step=on_step,
-        data=data,
-        model=line.model.resolved(best.params),
-    )
-    return Swept(found, best.params, version)
 
 
-def _open_run(act: Actor) -> runs.Run:
-    """The sweep that was killed before its end, if its inputs are still the newest; else a new one."""
-    inputs = act.run_inputs()
-    for run in runs.all_runs(act.journal, act.pipeline.name):
-        if (
-            not run.outcome
-            and run.cause == "sweep"
-            and run.snapshots == inputs["snapshots"]
-            and run.pipeline == inputs["pipeline"]
-        ):
-            return run
-    return act.start_run("sweep")
+def _task(act: Actor, run: runs.Run, data: Rows) -> Task:
+    """The rows that trials share, encoded once by what is known from the rows that train them."""
+    line, place = act.pipeline, act.place
+    chosen = tuning(data.split, data.times, data.known_at, data.label, objective=line.label.objective)
+    encoder = Encoder.fit(take(data.columns, chosen.train), line.outputs)
+    weight = fitting.row_weights(place, data)
+    within = None if weight is None else weight[chosen.train[data.split.train]]
+
+    def save(mask: Any, name: str, weights: Any = None) -> Any:
+        return fitting.save(place, data, encoder, mask, f"{run.id}-sweep-{name}", weight=weights)
+
+    return Task(
+        train=save(chosen.train, "train", within),
+        judge=save(chosen.judge, "judge"),
+        stop=save(chosen.stop, "stop") if chosen.stop.any() else None,
+        model=line.model,
+        objective=line.label.objective,
+        gpu=running.on_gpu(),
+    )
+
+
+def _open(act: Actor, chosen: Any) -> tuple[runs.Run, Sweep]:
+    """The sweep that was killed before its end, if it was asked the same of the same inputs; else a new one."""
+    line, inputs = act.pipeline, act.run_inputs()
+    asked = {
+        "chooser": {"name": getattr(chosen, "name", type(chosen).__name__), **describe(chosen)},
+        "space": {name: describe(search) for name, search in line.model.searches().items()},
+        "seed": line.model.seed,
+    }
+    known = {found.run: found for found in sweeps.all_sweeps(act.journal, line.name)}
+    begun = [run for run in runs.all_runs(act.journal, line.name) if run.cause == sweeps.CAUSE and not run.outcome]
+    for run in begun:
+        found = known.get(run.id)
+        same = all(getattr(run, name) == inputs[name] for name in ("snapshots", "pipeline", "code", "seed"))
+        if same and found and {key: found.asked[key] for key in asked} == asked:
+            return run, found
+        if found or not same:
+            runs.failed(act.journal, line.name, run.id, error="left for a sweep of other data or of another declaration")
+    kept = [run for run in runs.all_runs(act.journal, line.name) if run in begun]  # killed before it said what it was asked
+    run = kept[0] if kept else act.start_run(sweeps.CAUSE)
+    asked["first"] = dict(first(act))
+    sweeps.start(act.journal, line.name, run.id, asked=asked)
+    return run, Sweep(run.id, asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from ct.errors import TrainingFailed
@@ -13,7 +13,8 @@ from ct.training.search import Chooser, Course, Leg, Plan, Reached, Space
 
 @dataclass(frozen=True)
 class Trial:
-    """One setting tried. `loss` is the mean loss on the tuning rows after `epochs` epochs, None where there is none.
+    """One setting tried: `params` at its beginning, changed on the way by `course`. `loss` is the mean loss on the tuning rows after
+    `epochs` epochs, None where there is none.
 
     `state`: "finished" (trained whole), "stopped" (not promoted), "failed" (`error` says why) or "waiting".
     """
@@ -26,6 +27,24 @@ class Trial:
     error: str = ""
     course: Course = ()
 
+    @property
+    def now(self) -> dict[str, Any]:
+        """The settings it ended with."""
+        found = dict(self.params)
+        for _, values in self.course:
+            found |= values
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as plain data."""
+        return asdict(self) | {"now": self.now, "course": [[at, dict(values)] for at, values in self.course]}
+
+    @staticmethod
+    def from_json(fields: Mapping[str, Any]) -> Trial:
+        """The trial that `to_json` wrote."""
+        said = {key: value for key, value in fields.items() if key != "now"}
+        return Trial(**said | {"course": tuple((at, values) for at, values in said["course"])})
+
 
 class Ledger:
     """The legs of a sweep: `take` one that may run now, `put` its result, until `done`.
@@ -36,7 +55,8 @@ class Ledger:
     def __init__(self, chooser: Chooser, space: Space, known: Mapping[str, Reached]) -> None:
         self.known = dict(known)
         self.done = False
-        self._space = space
+        self.space = space
+        self.legs = chooser.legs(space)
         self._plan: Plan = chooser.rounds(space)
         self._past: list[tuple[Leg, ...]] = []
         self._enter(next(self._plan))
@@ -50,6 +70,10 @@ class Ledger:
         """How a leg ended; a second word on the same leg changes nothing."""
         self.known.setdefault(key, seen)
         self._go_on()
+
+    def open(self) -> tuple[Leg, ...]:
+        """The legs of the round under way."""
+        return self._round
 
     def trials(self) -> tuple[Trial, ...]:
         """Every trial so far as its last leg left it, in order of numbers."""
@@ -77,15 +101,14 @@ class Ledger:
         return best
 
     def _trial(self, leg: Leg) -> Trial:
-        params = dict(leg.params)
-        for _, values in leg.course:
-            params |= values
         seen = self.known.get(leg.key)
-        whole = leg.until >= self._space.whole(leg.params)
+        whole = leg.until >= self.space.whole(leg.params)
         state = "waiting" if seen is None else "failed" if seen.loss is None else "finished" if whole else "stopped"
         if state == "stopped" and not self.done:
             state = "waiting"
-        return Trial(leg.number, params, leg.until, seen.loss if seen else None, state, seen.error if seen else "", leg.course)
+        return Trial(
+            leg.number, dict(leg.params), leg.until, seen.loss if seen else None, state, seen.error if seen else "", leg.course
+        )
 
     def _enter(self, legs: tuple[Leg, ...]) -> None:
         unique: dict[str, Leg] = {}

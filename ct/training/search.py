@@ -85,6 +85,10 @@ class Chooser(Protocol):
         """The rounds of a sweep of this space. Raises InvalidPipeline when this space cannot be searched so."""
         ...
 
+    def legs(self, space: Space) -> int:
+        """How many legs such a sweep has at most."""
+        ...
+
 
 @dataclass(frozen=True)
 class Random:
@@ -100,6 +104,10 @@ class Random:
     def rounds(self, space: Space) -> Plan:
         """One round of all trials."""
         yield tuple(Leg(at, drawn, space.whole(drawn)) for at, drawn in enumerate(settings(space, self.trials), 1))
+
+    def legs(self, space: Space) -> int:
+        """One leg a trial."""
+        return self.trials
 
 
 @dataclass(frozen=True)
@@ -145,6 +153,13 @@ class Asha:
             if not alive:
                 return
 
+    def legs(self, space: Space) -> int:
+        """Fewer legs each rung."""
+        counts = [self.trials]
+        for _ in self.rungs(space.epochs)[1:]:
+            counts.append(max(1, counts[-1] // self.factor))
+        return sum(counts)
+
 
 @dataclass(frozen=True)
 class Bayes:
@@ -188,6 +203,10 @@ class Bayes:
                 for name in waiting[leg.key]:
                     asked.tell(name, seen)
             number += len(legs)
+
+    def legs(self, space: Space) -> int:
+        """One leg a trial."""
+        return self.trials
 
 
 @dataclass(frozen=True)
@@ -235,6 +254,10 @@ class Population:
                 else self._taken(leg.number, best[int(random.integers(len(best)))], later, space, moving, random)
                 for leg in alive
             ]
+
+    def legs(self, space: Space) -> int:
+        """Every trial in every generation."""
+        return self.trials * -(-space.epochs // self.every)
 
     def _taken(
         self, number: int, donor: Leg, later: int, space: Space, moving: Sequence[str], random: np.random.Generator

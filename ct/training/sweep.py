@@ -1,132 +1,180 @@
-"""A sweep on Ray Tune: a list of trials that follows from the seed alone, each a training without checkpoints, judged by log loss."""
+"""A sweep on Ray Tune: Tune runs the legs of trials in processes that it reuses; which legs there are and what they gave is the ledger's."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ct.errors import TrainingFailed
-from ct.ids import canonical, sha256
+from ct.errors import CtError
+from ct.ids import describe, fingerprint
 from ct.objectives import BINARY, Objective
 from ct.training import warm
-from ct.training.declare import Search, Torch, pickled, unpickled
+from ct.training.declare import Torch, pickled, unpickled
+from ct.training.ledger import Ledger
+from ct.training.search import Chooser, Course, Leg, Reached, Space
 
-WORST = 1e9
+RETRIES = 2
+"""How often a leg is begun again whose process was killed. It goes on from its own checkpoint and counts once."""
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One setting tried. `metric` is the mean loss on the judging rows (1e9 when the trial failed); `state` "finished" or "failed"."""
+class Task:
+    """What every trial shares: the folders of encoded rows that train, that judge and that stop training early (None: nothing does), the
+    model with its searches, the objective, weights to begin with, and whether a trial takes a GPU."""
 
-    params: Mapping[str, Any]
-    metric: float
-    state: str = "finished"
+    train: Path
+    judge: Path
+    model: Torch
+    objective: Objective = BINARY
+    stop: Path | None = None
+    start: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict)
+    gpu: bool = False
 
-
-def settings(searches: Mapping[str, Search], trials: int, seed: int) -> tuple[dict[str, Any], ...]:
-    """The settings to try: the first is every search's middle, the others are drawn. The same seed gives the same list, a longer
-    list begins with the shorter one, and no setting comes twice."""
-    random = np.random.Generator(np.random.Philox(key=[seed, 1]))
-    found = {_key(middle): middle for middle in [{name: search.middle() for name, search in searches.items()}]}
-    for _ in range(20 * trials):
-        if len(found) >= trials:
-            break
-        drawn = {name: search.at(float(random.random())) for name, search in sorted(searches.items())}
-        found.setdefault(_key(drawn), drawn)
-    return tuple(found.values())[:trials]
+    def space(self, seed: int, first: Mapping[str, Any]) -> Space:
+        """What is searched. `first` are settings to begin with, empty for none."""
+        searches = self.model.searches()
+        return Space(searches, 0 if "epochs" in searches else self.model.epochs, seed, first)
 
 
 def sweep(
-    train: Path,
-    judge: Path,
-    model: Torch,
+    task: Task,
+    chooser: Chooser,
     *,
-    objective: Objective = BINARY,
-    trials: int,
     seed: int,
+    first: Mapping[str, Any],
     parallel: int,
-    on_trial: Callable[[Trial], None],
-    done: Mapping[str, float],
-) -> tuple[Trial, ...]:
-    """Try settings, `parallel` at a time on one CPU each, and return the trials in their fixed order.
+    folder: Path,
+    known: Mapping[str, Reached],
+    on_leg: Callable[[Leg, Reached, Ledger], None],
+) -> Ledger:
+    """Carry a sweep to its end, `parallel` trials at a time, and return its ledger.
 
-    `done` maps the hash of settings that an earlier, killed sweep finished to their metric; they are not run again. `on_trial` is
-    told of each new trial as soon as it ends. Raises TrainingFailed when no trial finished, Unavailable without Ray.
+    `known` is what an earlier, killed call finished, by the legs' keys; it is not run again. `on_leg` is told of each other leg as soon
+    as it ends. `folder` keeps checkpoints and must be reachable from every node; without them legs begin anew, with the same bytes.
+    Raises Unavailable without Ray, InvalidPipeline when `chooser` cannot search this space.
     """
-    wanted = settings(model.searches(), trials, seed)
-    metrics = dict(done)
-    with tempfile.TemporaryDirectory(prefix="ct-sweep-") as folder:
-        progress = Path(folder) / "trials.jsonl"
+    ledger = Ledger(chooser, task.space(seed, first), known)
+    if ledger.done:
+        return ledger
+    legs = {leg.key: leg for leg in ledger.open()}
+    progress = folder / "legs.jsonl"
+    progress.unlink(missing_ok=True)
 
-        def note(line: Mapping[str, Any]) -> None:
-            if (key := _key(line["params"])) not in metrics:
-                metrics[key] = line["metric"]
-                on_trial(_trial(line["params"], line["metric"]))
+    def note(line: Mapping[str, Any]) -> None:
+        key, seen = line["leg"], Reached(line["loss"], line["error"])
+        if key not in ledger.known:
+            leg = legs[key]
+            ledger.put(key, seen)
+            legs.update({leg.key: leg for leg in ledger.open()})
+            on_leg(leg, seen, ledger)
 
-        if missing := [params for params in wanted if _key(params) not in metrics]:
-            args = (*pickled(model), objective, str(train.resolve()), str(judge.resolve()), missing, parallel, folder)
-            for params in warm.call(_tune, *args, progress=progress, on_progress=note):
-                note({"params": params, "metric": WORST})
-    made = tuple(_trial(params, metrics[_key(params)]) for params in wanted)
-    if all(trial.state == "failed" for trial in made):
-        raise TrainingFailed("every trial of the sweep failed", "at least one that ends", "train once by hand to see the fault")
-    return made
-
-
-def _key(params: Mapping[str, Any]) -> str:
-    return sha256(canonical(dict(params)))
+    args = (*_packed(task), chooser, ledger.space, dict(known), parallel, str(folder.resolve()))
+    warm.call(_tune, *args, progress=progress, on_progress=note)
+    return ledger
 
 
-def _trial(params: Mapping[str, Any], metric: float) -> Trial:
-    return Trial(params, metric, "finished" if metric < WORST else "failed")
+def on_gpu() -> bool:
+    """Whether the cluster has a GPU, so that each trial takes one."""
+    import ray
+
+    return bool(ray.cluster_resources().get("GPU", 0))
+
+
+def settled(model: Torch, params: Mapping[str, Any], course: Course) -> Torch:
+    """The declaration with a trial's first settings and its course."""
+    return dataclasses.replace(model.resolved(params), course=course)
+
+
+def _packed(task: Task) -> tuple[Any, ...]:
+    """The task for another process: its model as bytes, and what these bytes need to be read."""
+    bytes_, paths = pickled(task.model)
+    shared = {name: getattr(task, name) for name in ("objective", "start", "gpu")}
+    rows = {name: str(path.resolve()) if (path := getattr(task, name)) else "" for name in ("train", "judge", "stop")}
+    return bytes_, paths, {**shared, **rows}
 
 
 def _tune(
     model: bytes,
     paths: tuple[str, ...],
-    objective: Objective,
-    train: str,
-    judge: str,
-    wanted: Sequence[dict[str, Any]],
+    shared: dict[str, Any],
+    chooser: Chooser,
+    space: Space,
+    known: dict[str, Reached],
     parallel: int,
     folder: str,
-) -> list[dict[str, Any]]:
-    """Runs in the warm process, whose environment the trials inherit. Returns the settings whose trial failed."""
+) -> None:
+    """Runs in the warm process, whose environment the trials inherit. Called again after its process was killed, it goes on."""
     from ray import tune
+
+    progress = Path(folder) / "legs.jsonl"
+    lines = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
+    ledger = Ledger(chooser, space, known | {line["leg"]: Reached(line["loss"], line["error"]) for line in lines})
+    if ledger.done:
+        return
+    resources: dict[str, float] = {"cpu": 1, "gpu": 1} if shared["gpu"] else {"cpu": 1}
+    tuner = tune.Tuner(
+        tune.with_resources(_trainable(), resources),
+        param_space={"model": model, "paths": paths, "folder": folder, **shared},
+        # One process runs many legs: importing torch anew for each would cost more than a short training.
+        tune_config=tune.TuneConfig(
+            search_alg=_searcher(ledger, progress), num_samples=-1, max_concurrent_trials=parallel, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            storage_path=str(Path(folder) / "tune"), verbose=0, failure_config=tune.FailureConfig(max_failures=RETRIES)
+        ),
+    )
+    tuner.fit()
+    shutil.rmtree(Path(folder) / "tune", ignore_errors=True)
+
+
+def _searcher(ledger: Ledger, progress: Path) -> Any:
+    from ray.tune.search import Searcher
 
     from ct.training.loop import tell
 
-    class Told(tune.Callback):
-        def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
-            metric = result["log_loss"]
-            line = {"params": json.loads(result["config"]["params"]), "metric": metric if math.isfinite(metric) else WORST}
-            tell(Path(folder) / "trials.jsonl", line)
+    class Rounds(Searcher):
+        """Gives Tune the ledger's legs, and the ledger what Tune brings back."""
 
-    space = {
-        "params": tune.grid_search([canonical(params) for params in wanted]),
-        "model": model,
-        "paths": paths,
-        "objective": objective,
-        "train": train,
-        "judge": judge,
-    }
-    tuner = tune.Tuner(
-        tune.with_resources(_trainable(), {"cpu": 1}),
-        param_space=space,
-        # One process tries several settings: importing torch anew for each would cost more than a short training.
-        tune_config=tune.TuneConfig(max_concurrent_trials=parallel, reuse_actors=True),
-        run_config=tune.RunConfig(storage_path=folder, verbose=0, callbacks=[Told()]),
-    )
-    results = tuner.fit()
-    failed = [results[at] for at in range(len(results)) if results[at].error is not None]
-    return [json.loads(result.config["params"]) for result in failed if result.config]
+        def __init__(self) -> None:
+            super().__init__(metric="loss", mode="min")
+            self.out: dict[str, Leg] = {}
+
+        def suggest(self, trial_id: str) -> Any:
+            if ledger.done:
+                return Searcher.FINISHED
+            leg = ledger.take()
+            if leg is None:
+                return None
+            self.out[trial_id] = leg
+            return {"leg": json.dumps(dataclasses.asdict(leg))}
+
+        def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+            leg = self.out.pop(trial_id)
+            loss = math.inf if result is None else result["loss"]
+            said = f"its process was lost {RETRIES + 1} times" if result is None else result["error"]
+            seconds = 0.0 if result is None else result["seconds"]
+            seen = Reached(
+                loss if math.isfinite(loss) else None, said or ("" if math.isfinite(loss) else "its loss is no number")
+            )
+            tell(progress, {"leg": leg.key, "loss": seen.loss, "error": seen.error, "seconds": seconds})
+            ledger.put(leg.key, seen)
+
+        def save(self, checkpoint_path: str) -> None:
+            """Nothing: a sweep goes on from the journal, never from Tune's files."""
+
+        def __getstate__(self) -> dict[str, Any]:
+            return {}
+
+    return Rounds()
 
 
 def _trainable() -> type[Any]:
@@ -141,22 +189,51 @@ def _trainable() -> type[Any]:
             return True
 
         def step(self) -> dict[str, Any]:
-            return {"log_loss": attempt(self.now), "done": True}
+            begun = time.monotonic()
+            loss, error = attempt(self.now)
+            return {"loss": loss, "error": error, "seconds": round(time.monotonic() - begun, 3), "done": True}
 
         def save_checkpoint(self, folder: str) -> None:
-            """Nothing: a trial is short, and starts anew."""
+            """Nothing: a leg keeps its own checkpoints."""
 
     return Attempt
 
 
-def attempt(config: Mapping[str, Any]) -> float:
-    """One trial in this process: train, and give the mean loss on the judging rows; infinite when it diverged."""
+def attempt(config: Mapping[str, Any]) -> tuple[float, str]:
+    """One leg in this process: train on from its source, and give the mean loss on the judging rows, or infinity and why there is none."""
     from ct.training import building, determinism, loop
 
-    declared = unpickled(config["model"], config["paths"]).resolved(json.loads(config["params"]))
-    bytes_, paths = pickled(declared)
-    objective = config["objective"]
-    outcome = loop.run(loop.Job(config["train"], bytes_, paths, identity="", objective=objective), determinism.Group())
-    if outcome.diverged_at >= 0:
-        return math.inf
-    return building.mean_loss(declared, objective, outcome.weights, Path(config["judge"]))
+    said = json.loads(config["leg"])
+    leg = Leg(**said | {"course": tuple((at, values) for at, values in said["course"])})
+    declared = unpickled(config["model"], config["paths"])
+    model = settled(declared, leg.params, leg.course)
+    home = Path(config["folder"]) / "legs"
+    here = home / leg.key[:32]
+    source = home / leg.source[:32]
+    if leg.source and source.is_dir() and not here.exists():
+        part = here.with_name(f".{here.name}")
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.copytree(source, part)
+        part.rename(here)
+    code, paths = pickled(model)
+    job = loop.Job(
+        config["train"],
+        code,
+        paths,
+        # What a leg and its source share: a course is a way through one training.
+        identity=fingerprint([describe(dataclasses.replace(model, course=())), describe(config["objective"])]),
+        objective=config["objective"],
+        stop=config["stop"],
+        start=config["start"],
+        checkpoints=str(here),
+        until=leg.until,
+    )
+    try:
+        outcome = loop.run(job, determinism.Group(device="cuda" if config["gpu"] else "cpu"))
+        if outcome.diverged_at >= 0:
+            return math.inf, f"diverged at step {outcome.diverged_at}: {outcome.fault}"
+        return building.mean_loss(model, config["objective"], outcome.weights, Path(config["judge"])), ""
+    except CtError as error:
+        return math.inf, error.found
+    except Exception as error:  # a user's module may raise anything; the trial is lost, not the sweep
+        return math.inf, f"{type(error).__name__}: {error}"
