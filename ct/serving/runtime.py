@@ -13,15 +13,18 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from ct.errors import Corrupt
-from ct.features.declare import from_spec, needs_code
+from ct.features.declare import from_spec, needs_code, own_features
 from ct.features.encode import Encoder
 from ct.features.kinds.own import Own
 from ct.features.transform import lookups_of, transform
+from ct.objectives import Calibration, Objective
 from ct.registry import files
+from ct.registry.code import loaded
 from ct.registry.files import ModelSpec
 from ct.roles import Columns, Feature, History, Lookup
 
 TOLERANCE = 1e-5
+"""How far golden rows may be off, in the size of the scores (objectives.Calibration.gap)."""
 _CHUNK = 65_536
 
 
@@ -38,13 +41,13 @@ class Predictor:
     def load(made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict) -> Predictor:
         """The predictor of a version's files, its golden rows checked. Raises Corrupt when they come out differently.
 
-        `code` gives the users' own feature functions; it is asked only for a version that has some.
+        `made` must be verified, or just made: a user's own feature functions come from its archive of code, which is run, and only for
+        a version that has some. `code` gives functions at hand, which serve where they have the very same source.
         """
         spec = ModelSpec.from_bytes(made[files.SPEC])
-        own = code() if any(needs_code(feature) for feature in spec.features) else {}
         predictor = Predictor(
             spec=spec,
-            features=tuple(from_spec(feature, own) for feature in spec.features),
+            features=features_of(spec, made[files.CODE], code),
             encoder=Encoder.from_json(made[files.ENCODER]),
             session=_session(made[files.ONNX]),
         )
@@ -62,6 +65,11 @@ class Predictor:
         return self.spec.threshold
 
     @cached_property
+    def objective(self) -> Objective:
+        """What it predicts."""
+        return Objective.from_json(self.spec.objective)
+
+    @cached_property
     def lookups(self) -> tuple[Lookup, ...]:
         """The histories that the features read, each once."""
         return lookups_of(self.features)
@@ -71,18 +79,19 @@ class Predictor:
         return transform(self.features, rows, times, history)
 
     def score_features(self, columns: Columns) -> NDArray[np.float64]:
-        """Scores in [0, 1], shape [n], for feature columns."""
+        """Scores for feature columns, [n] or [n, k] as its objective says."""
         numeric, category = self.encoder.numeric(columns), self.encoder.category(columns)
         scores = [
             self.session.run(["score"], self._inputs(numeric[at : at + _CHUNK], category[at : at + _CHUNK]))[0]
             for at in range(0, len(numeric), _CHUNK)
         ]
-        return np.concatenate(scores or [np.empty(0)]).astype(np.float64)
+        none = np.empty((0, self.objective.outputs) if self.objective.outputs > 1 else 0)
+        return np.concatenate(scores or [none]).astype(np.float64)
 
     def score(
         self, rows: Columns, times: NDArray[np.int64], history: History
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """Scores [n] and the feature columns they come from."""
+        """Scores [n] or [n, k], and the feature columns they come from."""
         columns = self.transform(rows, times, history)
         return self.score_features(columns), columns
 
@@ -96,13 +105,33 @@ class Predictor:
             columns[name] = np.array(values[name], dtype=object if name in self.encoder.texts else np.float64)
         expected = np.array(golden["score"], dtype=np.float64)
         found = self.score_features(columns)
-        gap = float(np.abs(found - expected).max(initial=0.0)) if found.shape == expected.shape else float("inf")
+        outputs = self.objective.outputs
+        if found.shape[1:] != ((outputs,) if outputs > 1 else ()):
+            raise Corrupt(
+                f"{self.version} gives scores of the shape {list(found.shape)}",
+                f"{outputs} for each row, as its objective {self.objective.kind!r} says",
+                "export the version again",
+            )
+        gap = Calibration.from_json(self.spec.calibration).gap(self.objective, found, expected)
         if not gap <= TOLERANCE:
             raise Corrupt(
                 f"the golden rows of {self.version} come out {gap:.1e} away from what was trained",
                 f"at most {TOLERANCE:.0e}",
                 "export the version again, or serve it on the kind of machine it was exported for",
             )
+
+
+def features_of(spec: ModelSpec, archive: bytes, code: Callable[[], Mapping[str, Own]] = dict) -> tuple[Feature, ...]:
+    """A version's features; see `Predictor.load`. Raises Corrupt for a function that neither `code` nor the archive has."""
+    if not any(needs_code(feature) for feature in spec.features):
+        return tuple(from_spec(feature) for feature in spec.features)
+    given = code()
+    try:
+        return tuple(from_spec(feature, given) for feature in spec.features)
+    except Corrupt:
+        line = loaded(archive)
+        given = {**given, **(own_features(line.features) if line else {})}
+        return tuple(from_spec(feature, given) for feature in spec.features)
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:

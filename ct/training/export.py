@@ -14,10 +14,8 @@ from ct.features.encode import Shape
 from ct.ids import canonical
 from ct.objectives import BINARY, PLAIN, Calibration, Objective
 from ct.training import warm
-from ct.training.declare import Torch, code_digest, pickled
+from ct.training.declare import Torch, pickled
 from ct.training.trainer import Trained
-
-__all__ = ["TOLERANCE", "code_digest", "files", "onnx"]
 
 TOLERANCE = 1e-6
 
@@ -34,7 +32,7 @@ def files(
 ) -> dict[str, bytes]:
     """The files of a version. `golden` has "features" {name: values}, "numeric" [m, F], "category" [m, C], "shape"; the scores are added here.
 
-    Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6 of their size.
+    Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6 of their size (see Calibration.gap).
     """
     weights = {name: np.asarray(value, order="C") for name, value in trained.weights.items()}
     rows = np.asarray(golden["numeric"]), np.asarray(golden["category"])
@@ -48,7 +46,7 @@ def files(
     }
 
 
-def _onnx(model: bytes, paths: tuple[str, ...], *args: Any) -> tuple[bytes, NDArray[np.float32]]:
+def _onnx(model: bytes, paths: tuple[str, ...], *args: Any) -> tuple[bytes, NDArray[Any]]:
     from ct.training.declare import unpickled
 
     return onnx(unpickled(model, paths), *args)
@@ -62,10 +60,11 @@ def onnx(
     shape: Shape,
     numeric: NDArray[np.float32],
     category: NDArray[np.int64],
-) -> tuple[bytes, NDArray[np.float32]]:
+) -> tuple[bytes, NDArray[Any]]:
     """The graph, and torch's own scores ([m], or [m, k]) of the golden rows, in this process.
 
-    Inputs "numeric" float32 [n, F] and "category" int64 [n, C], output "score" float32 [n] or [n, k], any n. The graph's scores are
+    Inputs "numeric" float32 [n, F] and "category" int64 [n, C], output "score" [n] or [n, k], any n: float32, and float64 for numbers and
+    quantiles, so that a large one keeps its digits. The graph's scores are
     compared with torch's for all golden rows at once and for the first alone, so that a batch size baked into the graph is found.
     """
     import torch
@@ -76,7 +75,7 @@ def onnx(
     graph = _exported(scorer, numeric.shape[1], category.shape[1])
     with torch.no_grad():
         eager = scorer(torch.from_numpy(numeric.copy()), torch.from_numpy(category.copy())).numpy()
-    _compare(graph, numeric, category, eager)
+    _compare(graph, numeric, category, eager, objective, calibration)
     return graph, eager
 
 
@@ -90,7 +89,10 @@ def _scorer(module: Any, objective: Objective, calibration: Calibration) -> Any:
         slopes = np.diff(y) / np.diff(x)
         turns = torch.from_numpy(np.diff(np.concatenate([[0.0], slopes, [0.0]])))
         ramps = torch.relu(score.double().unsqueeze(1) - torch.from_numpy(x)) * turns
-        return (float(y[0]) + ramps.sum(dim=1)).float()
+        return (torch.from_numpy(y[:1]) + ramps.sum(dim=1)).float()
+
+    # As tensors: the exporter writes plain numbers as float32, and a large center would lose its digits.
+    center, spread = (torch.tensor(value, dtype=torch.float64) for value in (calibration.center, calibration.spread))
 
     class Scorer(torch.nn.Module):
         def __init__(self) -> None:
@@ -104,7 +106,7 @@ def _scorer(module: Any, objective: Objective, calibration: Calibration) -> Any:
                 return calibrated(score) if calibration.knots else score
             if objective.kind == "classes":
                 return torch.softmax(raw / calibration.temperature, dim=1)
-            found = calibration.center + calibration.spread * raw
+            found = center + spread * raw.double()
             return torch.sort(found, dim=1).values if objective.kind == "quantiles" else found
 
     return Scorer().eval()
@@ -137,15 +139,21 @@ def _exported(scorer: Any, numeric: int, category: int) -> bytes:
     return graph
 
 
-def _compare(graph: bytes, numeric: NDArray[np.float32], category: NDArray[np.int64], eager: NDArray[np.float32]) -> None:
+def _compare(
+    graph: bytes,
+    numeric: NDArray[np.float32],
+    category: NDArray[np.int64],
+    eager: NDArray[Any],
+    objective: Objective,
+    calibration: Calibration,
+) -> None:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
     for taken in (slice(None), slice(0, 1)):
         served = session.run(["score"], {"numeric": numeric[taken], "category": category[taken]})[0]
-        size = max(1.0, float(np.abs(eager[taken]).max()))
-        gap = float(np.abs(eager[taken] - served).max()) / size
-        if served.shape != eager[taken].shape or not gap <= TOLERANCE:
+        gap = calibration.gap(objective, served.astype(np.float64), eager[taken].astype(np.float64))
+        if not gap <= TOLERANCE:
             raise TrainingFailed(
                 f"ONNX Runtime and torch differ by {gap:.1e} on {len(eager[taken])} golden rows",
                 f"at most {TOLERANCE:.0e}",
