@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -27,7 +27,8 @@ Floats = NDArray[np.float64]
 class Shape:
     """What a model must know of its inputs: F numbers, the number of ids of each of C categories, and which of the numbers are sequences.
 
-    A sequence is a tuple of steps, newest first, each a tuple of places among the numbers; all steps of one have the same length.
+    A sequence is a tuple of steps, newest first, each a tuple of places among the numbers; all steps of one have the same length. The
+    number at a step's last place is 1 where the step is missing, else 0.
     """
 
     numeric: int
@@ -118,16 +119,22 @@ Ids: TypeAlias = Vocabulary | Hashed | Bins
 
 @dataclass(frozen=True)
 class Encoder:
-    """Feature columns → float32 [n, F] and int64 [n, C]. Infinite numbers count as missing."""
+    """Feature columns → float32 [n, F] and int64 [n, C]. Infinite numbers count as missing.
+
+    `sequences` names the columns of each sequence's steps, newest first. A column has one scale in all steps, and is always flagged.
+    """
 
     scales: tuple[Scale, ...]
     categories: tuple[Ids, ...]
+    sequences: tuple[tuple[tuple[str, ...], ...], ...] = ()
 
     @staticmethod
     def fit(columns: Columns, outputs: Sequence[Column]) -> Encoder:
         """Learn from the training rows."""
         scales: list[Scale] = []
         categories: list[Ids] = []
+        sequences = _sequences(outputs)
+        shared = _shared(columns, sequences)
         for output in outputs:
             values = columns[output.name]
             if output.hashed:
@@ -136,9 +143,11 @@ class Encoder:
                 categories.append(_vocabulary(output, values))
             elif output.bins:
                 categories.append(_bins(output, values))
+            elif output.name in shared:
+                scales.append(replace(shared[output.name], name=output.name))
             else:
                 scales.append(_scale(output, values))
-        return Encoder(tuple(scales), tuple(categories))
+        return Encoder(tuple(scales), tuple(categories), sequences)
 
     @cached_property
     def _plan(self) -> tuple[Floats, Floats, Floats, list[int], list[int], list[int]]:
@@ -175,7 +184,12 @@ class Encoder:
     @property
     def shape(self) -> Shape:
         """What a model must know of F and C."""
-        return Shape(len(self.numeric_names), self.cardinalities)
+        place = {name: at for at, name in enumerate(self.numeric_names)}
+        sequences = tuple(
+            tuple(tuple(place[part] for name in step for part in (name, f"{name}?")) for step in steps)
+            for steps in self.sequences
+        )
+        return Shape(len(self.numeric_names), self.cardinalities, sequences)
 
     def numeric(self, columns: Columns) -> NDArray[np.float32]:
         """Standardized numbers, float32 [n, F]."""
@@ -201,7 +215,8 @@ class Encoder:
     def to_json(self) -> bytes:
         """One spelling of the encoder."""
         categories = [{"kind": type(part).__name__, **asdict(part)} for part in self.categories]
-        return canonical({"scales": [asdict(scale) for scale in self.scales], "categories": categories}).encode()
+        found: dict[str, Any] = {"scales": [asdict(scale) for scale in self.scales], "categories": categories}
+        return canonical(found | ({"sequences": self.sequences} if self.sequences else {})).encode()
 
     @staticmethod
     def from_json(data: bytes) -> Encoder:
@@ -209,7 +224,8 @@ class Encoder:
         found = json.loads(data)
         try:
             categories = tuple(_part(**fields) for fields in found["categories"])
-            return Encoder(tuple(Scale(**scale) for scale in found["scales"]), categories)
+            sequences = tuple(tuple(tuple(step) for step in steps) for steps in found.get("sequences", ()))
+            return Encoder(tuple(Scale(**scale) for scale in found["scales"]), categories, sequences)
         except (KeyError, TypeError) as error:
             raise Corrupt(f"an encoder of another form: {error}", "the form of this ct", "upgrade ct, or retrain") from None
 
@@ -233,6 +249,26 @@ def _bins(output: Column, values: NDArray[Any]) -> Bins:
         return Bins(output.name, ())
     edges = np.unique(np.quantile(present, np.arange(1, output.bins) / output.bins, method="inverted_cdf"))
     return Bins(output.name, tuple(edges.tolist()))
+
+
+def _sequences(outputs: Sequence[Column]) -> tuple[tuple[tuple[str, ...], ...], ...]:
+    """The columns of each sequence's steps."""
+    found: dict[str, dict[int, list[str]]] = {}
+    for output in outputs:
+        if output.sequence:
+            found.setdefault(output.sequence, {}).setdefault(output.step, []).append(output.name)
+    return tuple(tuple(tuple(steps[step]) for step in sorted(steps)) for steps in found.values())
+
+
+def _shared(columns: Columns, sequences: Sequence[Sequence[Sequence[str]]]) -> dict[str, Scale]:
+    """The scale of each column in sequences: one for all steps, so that a model may read every step with the same weights."""
+    found: dict[str, Scale] = {}
+    for steps in sequences:
+        for names in zip(*steps, strict=True):
+            values = np.concatenate([columns[name] for name in names])
+            scale = replace(_scale(Column(names[0], "numeric"), values), flagged=True)
+            found |= dict.fromkeys(names, scale)
+    return found
 
 
 def _scale(output: Column, values: NDArray[Any]) -> Scale:

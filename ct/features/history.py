@@ -139,14 +139,13 @@ def _sorted(source: Columns, lookup: Lookup) -> _Index:
     usable &= entity >= 0
     at = _by_entity(entity, entities, known_at)
     at = at if usable.all() else at[usable[at]]
-    moments = known_at[at]
-    places = _Places.of(moments, entities)
-    place = places.at(entity[at], moments)
+    places = _Places.of(known_at[at], entities)
+    place = places.at(entity[at], known_at[at])
     tied = place[1:] == place[:-1]
     if tied.any():
         at, place = _untied(source, lookup, at, place, np.append(tied, False) | np.append(False, tied))
     values = [numbers(source, name) for name in lookup.columns]
-    columns = {name: values[column][at] for column, name in enumerate(lookup.columns)}
+    columns = {name: values[column][at] for column, name in enumerate(lookup.columns)} | {lookup.known_at: known_at[at]}
     return _Index(columns, place, entities, places, codes)
 
 

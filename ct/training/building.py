@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,14 +27,20 @@ _CHUNK = 65_536
 
 
 def construct(model: Torch | Ensemble, shape: Shape, objective: Objective = BINARY) -> nn.Module:
-    """The module with its seeded first weights. Raises TrainingFailed with the user's own error when it cannot be built."""
+    """The module with its seeded first weights. Raises TrainingFailed with the user's own error when it cannot be built.
+
+    `sequences` and `objective`, the objective's kind, are given to a class that names them; for others sequences are flat numbers.
+    """
     if isinstance(model, Ensemble):
         members = [construct(part, shape, objective) for part in model.members]
         return Combined(members, objective, model.how == "stacked")
     torch.manual_seed(model.seed)
     more: dict[str, Any] = {"outputs": objective.outputs} if objective.outputs > 1 else {}
-    if shape.sequences:
+    named = inspect.signature(model.module_class).parameters
+    if shape.sequences and "sequences" in named:
         more["sequences"] = [[list(step) for step in steps] for steps in shape.sequences]
+    if "objective" in named and "objective" not in model.options:
+        more["objective"] = objective.kind
     with _reported():
         module: nn.Module = model.module_class(
             numeric=shape.numeric, cardinalities=list(shape.cardinalities), **more, **dict(model.options)

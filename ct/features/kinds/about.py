@@ -53,4 +53,8 @@ def about(feature: Feature, *, owner: str = "", description: str = "", default: 
         raise InvalidPipeline(
             f"about(default={default!r}) of a category", "a feature of numbers", "missing is a category of its own"
         )
+    if default is not None and any(column.sequence for column in feature.outputs()):
+        raise InvalidPipeline(
+            f"about(default={default!r}) of events", "events without a default", "an event that is missing must stay so"
+        )
     return About(feature, owner, description, None if default is None else float(default))

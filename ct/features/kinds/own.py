@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from inspect import isfunction
 from typing import Any
 
@@ -20,8 +21,8 @@ from ct.roles import Column, Columns, History, Lookup
 class Own:
     """`function` of the row's own columns `names`, given as arrays [n]; it returns one array [n]. Calling it calls the function.
 
-    A row's value may depend on that row alone. A model keeps the hash of the function's source, never the function: who serves it takes
-    the function from the project's pipeline file.
+    A row's value may depend on that row alone. A model's spec keeps the hash of the function's source; the function itself lies in the
+    archive of code that the model carries.
     """
 
     function: Callable[..., NDArray[Any]]
@@ -37,7 +38,7 @@ class Own:
     def __call__(self, *columns: NDArray[Any]) -> NDArray[Any]:
         return self.function(*columns)
 
-    @property
+    @cached_property
     def source(self) -> str:
         """SHA-256 of the function's source, and of what it uses of its file: see `ids.describe`."""
         told = describe(self.function)

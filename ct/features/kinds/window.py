@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +13,7 @@ from numpy.typing import NDArray
 from ct.clock import duration
 from ct.errors import InvalidPipeline
 from ct.features import spans
-from ct.features.kinds.naming import Made, Times, names_of
-from ct.features.transform import OPERATORS
+from ct.features.kinds.naming import Made, Times, check_where, condition, names_of, tuple_of, words_of
 from ct.pipeline import Table
 from ct.roles import Column, Columns, Feature, History, Lookup
 
@@ -45,11 +43,7 @@ class Window:
                 raise InvalidPipeline(f"window agg {agg!r}", f"one of {sorted(_AGGREGATES)}", "check the spelling")
         for over in names_of(self.over, "window over"):
             duration(over)
-        for part in self.where:
-            if not _is_condition(part):
-                raise InvalidPipeline(
-                    f"window where {part!r}", f"(column, one of {list(OPERATORS)}, text or number)", "mend that condition"
-                )
+        check_where(self.where, "window")
 
     @classmethod
     def example(cls) -> Window:
@@ -62,7 +56,7 @@ class Window:
 
     @cached_property
     def _outputs(self) -> tuple[tuple[str, Lookup, str], ...]:
-        only = "".join(f"_{column}_{_WORDS[sign]}_{value}" for column, sign, value in self.where)
+        only = words_of(self.where)
         return tuple(
             (agg, lookup, f"{self.column}_{self._word(agg)}_by_{'_'.join(self.by)}_{over}{only}")
             for over, lookup in zip(self.over, self._lookups, strict=True)
@@ -101,19 +95,6 @@ class Window:
         return made
 
 
-def _is_condition(part: Any) -> bool:
-    return (
-        isinstance(part, tuple)
-        and len(part) == 3
-        and isinstance(part[0], str)
-        and part[1] in OPERATORS
-        and (isinstance(part[2], str) or (isinstance(part[2], float | int) and math.isfinite(part[2])))
-    )
-
-
-_WORDS = {"==": "is", "!=": "is_not", "<": "below", "<=": "at_most", ">": "above", ">=": "at_least"}
-
-
 def _indicator(values: NDArray[Any], above: float) -> NDArray[np.float64]:
     return np.where(np.isnan(values), np.nan, (values > above).astype(np.float64))
 
@@ -138,21 +119,11 @@ def window(
     return Window(
         table.name,
         column,
-        names_of(_tuple(by), "window"),
-        names_of(_tuple(over), "window over"),
-        names_of(_tuple(agg), "window agg"),
+        names_of(tuple_of(by), "window"),
+        names_of(tuple_of(over), "window over"),
+        names_of(tuple_of(agg), "window agg"),
         known_at or table.time,
         table.keys,
-        tuple(map(_condition, where)),
+        tuple(map(condition, where)),
         float(above),
     )
-
-
-def _condition(part: Any) -> Any:
-    """With numbers as float64; what is no condition as it is, for the window to refuse."""
-    whole = isinstance(part, Sequence) and len(part) == 3 and isinstance(part[2], int)
-    return (part[0], part[1], float(part[2])) if whole else tuple(part) if isinstance(part, list) else part
-
-
-def _tuple(value: str | Sequence[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -231,8 +232,8 @@ class Known:
         _, source, over = self.plan.find(lookup)
         blocks = self.blocks[source]
         if len(blocks) == 1:
-            return _one(blocks[0], times.item(), over, lookup.columns)
-        return _many(blocks, times.tolist(), over, lookup.columns)
+            return _one(blocks[0], times.item(), over, lookup)
+        return _many(blocks, times.tolist(), over, lookup)
 
     def held(self, times: Ints, lookup: Lookup) -> set[bytes]:
         """The rows in all spans, as the store keeps them."""
@@ -245,15 +246,17 @@ class Known:
         return found
 
 
-def _one(block: Block | None, time_: int, over: int, columns: tuple[str, ...]) -> Spans:
+def _one(block: Block | None, time_: int, over: int, lookup: Lookup) -> Spans:
     if block is None or time_ == NO_TIME:
-        return {name: np.empty(0) for name in columns}, _START, _START
+        return {name: np.empty(0) for name in lookup.columns} | {lookup.known_at: np.empty(0, np.int64)}, _START, _START
     start, stop = block.known.searchsorted((time_ - over, time_)).tolist()
     values = block.values
-    return {name: values[at, start:stop] for at, name in enumerate(columns)}, _START, np.array((stop - start,))
+    found: dict[str, NDArray[Any]] = {name: values[at, start:stop] for at, name in enumerate(lookup.columns)}
+    found[lookup.known_at] = block.known[start:stop]
+    return found, _START, np.array((stop - start,))
 
 
-def _many(blocks: Sequence[Block | None], times: Sequence[int], over: int, columns: tuple[str, ...]) -> Spans:
+def _many(blocks: Sequence[Block | None], times: Sequence[int], over: int, lookup: Lookup) -> Spans:
     """Each entity's rows once, one entity after the other."""
     begins: dict[int, int] = {}
     parts: list[Block] = []
@@ -267,8 +270,10 @@ def _many(blocks: Sequence[Block | None], times: Sequence[int], over: int, colum
             parts.append(block)
             size += len(block.known)
         bounds[:, at] = begins[id(block)] + block.known.searchsorted((moment - over, moment))
-    values = np.concatenate([part.values for part in parts], axis=1) if parts else np.empty((len(columns), 0))
-    return {name: values[at] for at, name in enumerate(columns)}, bounds[0], bounds[1]
+    values = np.concatenate([part.values for part in parts], axis=1) if parts else np.empty((len(lookup.columns), 0))
+    found: dict[str, NDArray[Any]] = {name: values[at] for at, name in enumerate(lookup.columns)}
+    found[lookup.known_at] = np.concatenate([part.known for part in parts]) if parts else np.empty(0, np.int64)
+    return found, bounds[0], bounds[1]
 
 
 class _Memory:

@@ -14,6 +14,7 @@ from ct.errors import InvalidPipeline
 Places = Sequence[Sequence[Sequence[int]]]
 """The sequences of `features.encode.Shape`: of each its steps, of each step its places among the numbers, the last 1 where it is missing."""
 EMBEDDINGS = ("", "periodic", "piecewise")
+WIDTH, HEADS = 16, 4
 
 
 class Inputs(nn.Module):
@@ -41,7 +42,7 @@ class Inputs(nn.Module):
         sizes = [min(category, (count + 3) // 4) for count in cardinalities]
         self.categories = nn.ModuleList(nn.Embedding(count, width) for count, width in zip(cardinalities, sizes, strict=True))
         self.sequences = nn.ModuleList(Events(steps) for steps in sequences)
-        self.chunks = [size if self.numbers else 1] * numeric + sizes + [events.width for events in self.sequences]
+        self.chunks: list[int] = [size if self.numbers else 1] * numeric + sizes + [WIDTH] * len(sequences)
         self.width = sum(self.chunks)
 
     def forward(self, numeric: Tensor, category: Tensor) -> Tensor:
@@ -102,26 +103,27 @@ class Piecewise(nn.Module):
 
 
 class Events(nn.Module):
-    """A sequence of past events as one vector [n, width]: the events weighed by attention, missing ones left out; all zero for none.
+    """A sequence of past events as one vector [n, WIDTH]: the events weighed by attention, missing ones left out; all zero for none.
 
     Every head asks one learned question of the events' values and of their order.
     """
 
     places: Tensor
 
-    def __init__(self, steps: Sequence[Sequence[int]], heads: int = 4, size: int = 16) -> None:
+    def __init__(self, steps: Sequence[Sequence[int]]) -> None:
         super().__init__()
         self.register_buffer("places", torch.tensor([place for step in steps for place in step]), persistent=False)
-        self._steps, self._heads, self.width = len(steps), heads, size
-        self.read = nn.Linear(len(steps[0]), size)
-        self.order = nn.Parameter(torch.randn(len(steps), size) * 0.1)
-        self.ask = nn.Linear(size, heads)
+        self._steps = len(steps)
+        self.read = nn.Linear(len(steps[0]), WIDTH)
+        self.order = nn.Parameter(torch.randn(len(steps), WIDTH) * 0.1)
+        self.ask = nn.Linear(WIDTH, HEADS)
 
     def forward(self, numeric: Tensor) -> Tensor:
-        """[n, width] of all numbers [n, F]."""
-        steps = numeric.index_select(1, self.places).unflatten(1, (self._steps, -1))
+        """[n, WIDTH] of all numbers [n, F]."""
+        steps = torch.unflatten(numeric.index_select(1, self.places), 1, (self._steps, -1))
         there = 1.0 - steps[:, :, -1:]
         read = torch.relu(self.read(steps) + self.order)
         asked = self.ask(read) - 1e4 * (1.0 - there)
         weights = torch.softmax(asked, dim=1) * there
-        return (read.unflatten(2, (self._heads, -1)) * weights.unsqueeze(3)).sum(dim=1).flatten(1)
+        weighed = torch.unflatten(read, 2, (HEADS, -1)) * weights.unsqueeze(3)
+        return weighed.sum(dim=1).flatten(1)
