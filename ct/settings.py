@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ct.errors import InvalidSettings
 
 FILE = "ct.toml"
+_KEY = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
 
 
 class Settings(BaseModel):
@@ -44,6 +46,12 @@ class Settings(BaseModel):
     replicas: int = Field(default=1, ge=1, le=1000)
     workers: int = Field(default=0, ge=0, le=1024, description="Ray Train workers; 0 trains in one local process.")
     webhook: str = Field(default="", repr=False, description="Alerts are posted here as JSON; empty means log only.")
+    trusted_keys: tuple[str, ...] = Field(
+        default=(), description="Public keys whose signature makes a model loadable; this user's own key when empty."
+    )
+    tracking: Literal["on", "off"] = Field(
+        default="on", description="Write a wandb run for each training, offline unless WANDB_MODE says otherwise."
+    )
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_rows: int = Field(default=1000, ge=1)
 
@@ -53,6 +61,18 @@ class Settings(BaseModel):
         found = urlsplit(value)
         if found.scheme not in ("", "file", "s3") or (found.scheme == "s3" and not found.hostname) or found.username:
             raise ValueError("a folder, or s3://bucket/prefix without credentials")
+        return value
+
+    @field_validator("trusted_keys", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _known_keys(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_KEY.fullmatch(key) for key in value):
+            raise ValueError("public keys as `ct init` prints them: ed25519:…")
         return value
 
     @property
@@ -101,11 +121,10 @@ def load(root: Path | str | None = None, environ: Mapping[str, str] | None = Non
     environ = os.environ if environ is None else environ
     folder = Path(root or environ.get("CT_ROOT") or ".").resolve()
     values: dict[str, Any] = _read(folder / FILE)
-    if "personal_key" in values:
-        found = f"{FILE} holds personal_key"
-        raise InvalidSettings(
-            found, "the secret in the environment, as CT_PERSONAL_KEY, and in no file", "move it and make a new one"
-        )
+    for secret in ("personal_key", "signing_key"):
+        if secret in values:
+            expected = f"the secret in the environment, as CT_{secret.upper()}, and in no file"
+            raise InvalidSettings(f"{FILE} holds {secret}", expected, "move it and make a new one")
     known = set(Settings.model_fields)
     if unknown := set(values) - known:
         raise InvalidSettings(_unknown(sorted(unknown), known, FILE), "", f"mend {folder / FILE}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -13,6 +14,12 @@ from hypothesis import HealthCheck, settings
 from .services import postgres, redis_shared, redis_url, s3, s3_shared
 
 __all__ = ["postgres", "ray_local", "redis_shared", "redis_url", "s3", "s3_shared"]
+
+# Keys are made below this folder and nowhere else; no training is tracked unless a test asks for it. Child processes inherit both.
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="ct-config-")
+atexit.register(shutil.rmtree, os.environ["XDG_CONFIG_HOME"], ignore_errors=True)
+os.environ.pop("CT_SIGNING_KEY", None)
+os.environ["WANDB_MODE"] = "disabled"
 
 # The same examples every time, and no test that fails because the machine is busy.
 settings.register_profile("ct", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -12,7 +12,7 @@ from typing import Any
 from ct.clock import Clock, SystemClock
 from ct.control import decide, filling, retrain, rollouts, runs, watching
 from ct.control.arriving import Looks
-from ct.control.judging import Report, compare, predictor
+from ct.control.judging import Report, judge
 from ct.control.place import Place, Step
 from ct.control.rows import rows
 from ct.control.sweeping import Swept, sweep
@@ -31,6 +31,7 @@ from ct.serving.client import Serving
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
+from ct.store.leases import Held
 from ct.store.signing import Keys
 
 
@@ -145,8 +146,11 @@ class Actor:
             case decide.StartRun(cause):
                 return f"run {self.start_run(cause).id} begins: {cause}"
             case decide.Train(run):
-                version = self.train(run)
-                return f"{version.name}: AUROC {version.metrics['auroc']:.4f}, verdict {version.verdict}"
+                try:
+                    version = self.train(run)
+                except Held:  # a `ct train` elsewhere: it is waited for
+                    return ""
+                return f"{version.name}: verdict {version.verdict}, {'; '.join(version.reasons[:1])}"
             case decide.Deploy(version):
                 return f"{self.deploy(version.name).stable.version} is served"
             case decide.StartRollout(version):
@@ -214,7 +218,7 @@ class Actor:
 
     def start_run(self, cause: str) -> runs.Run:
         """Freeze the inputs of a new run."""
-        return runs.start(self.journal, self.pipeline.name, cause=cause, inputs=self.run_inputs())
+        return retrain.start(self.place, cause=cause)
 
     def train(self, run: runs.Run, *, workers: int | None = None, on_step: Step = _silent, **changed: Any) -> versions.Version:
         """Carry a run to its version and verdict. A run that cannot give a model is recorded as failed, then raises."""
@@ -228,16 +232,12 @@ class Actor:
             raise error
         self.ensure_ray()
         count = self.settings.workers if workers is None else workers
-        try:
-            return retrain.carry_out(self.place, run, workers=count, gpu=self._gpu(), on_step=on_step, **changed)
-        except TrainingFailed as error:
-            runs.failed(self.journal, self.pipeline.name, run.id, error=str(error), state=error.state)
-            raise
+        return retrain.carry_out(self.place, run, workers=count, gpu=self._gpu(), on_step=on_step, **changed)
 
-    def sweep(self, *, trials: int, parallel: int, on_step: Step = _silent) -> Swept:
-        """Search the pipeline's space and train the best setting whole."""
+    def sweep(self, chosen: Any, *, parallel: int, **told: Any) -> Swept:
+        """Search the pipeline's space as `chosen` says (see `sweeping.chooser`) and train the best setting whole."""
         self.ensure_ray()
-        return sweep(self, trials=trials, parallel=parallel, on_step=on_step)
+        return sweep(self, chosen, parallel=parallel, **told)
 
     def evaluate(self, version: str) -> Report:
         """Score a version and the champion on the newest mature window. Changes nothing."""
@@ -255,7 +255,7 @@ class Actor:
         )
         data = rows(self.place, probe, on_step=_silent)
         made = files.fetch(self.artifacts, known.manifest)
-        return compare(self.place, predictor(self.place, made), data)
+        return judge(self.place, made, data)
 
     def overrule(self, version: str, reason: str) -> None:
         """Clear a version that its gate did not pass. The journal keeps who and why."""

@@ -1,8 +1,9 @@
-"""A fitted model as the files of a version: weights, spec, encoder, golden rows, graph."""
+"""A fitted model as the files of a version: weights, spec, encoder, golden rows, graph, code."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ct.control.rows import Rows, take
 from ct.data import catalog, personal
 from ct.features.declare import to_spec
 from ct.features.encode import Encoder
-from ct.registry.files import ModelSpec
+from ct.registry.files import CODE, SPEC, ModelSpec
 from ct.roles import Columns
 from ct.training import export
 
@@ -53,7 +54,7 @@ def files_of(place: Place, run: runs.Run, version: str, data: Rows, fitted: Fitt
             "contract": fitted.trained.contract["id"],
         },
     )
-    return export.files(
+    made = export.files(
         fitted.trained,
         fitted.model,
         objective=line.label.objective,
@@ -62,6 +63,12 @@ def files_of(place: Place, run: runs.Run, version: str, data: Rows, fitted: Fitt
         encoder=fitted.encoder.to_json(),
         golden=golden_rows(fitted.encoder, golden),
     )
+    return made | {CODE: place.artifacts.get(run.code)}
+
+
+def named(made: Mapping[str, bytes], version: str) -> dict[str, bytes]:
+    """The same files under another version's name."""
+    return {**made, SPEC: replace(ModelSpec.from_bytes(made[SPEC]), version=version).to_bytes()}
 
 
 def golden_rows(encoder: Encoder, columns: Columns) -> dict[str, Any]:

@@ -15,11 +15,14 @@ from ct.settings import Settings
 from ct.store import lineage
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
+from ct.store.signing import Keys
 
 
 def place(settings: Settings, pipeline: Pipeline) -> Place:
     """The stores of a project, opened for reading."""
-    return Place(pipeline, settings, Journal(settings.database), Artifacts(settings.place("artifacts")))
+    return Place(
+        pipeline, settings, Journal(settings.database), Artifacts(settings.place("artifacts"), Keys(settings.trusted_keys))
+    )
 
 
 def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> dict[str, Any]:

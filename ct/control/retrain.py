@@ -6,22 +6,28 @@ anywhere and is carried out again ends in the same version.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
-from ct.control import labelled, runs
-from ct.control.fitting import fit
-from ct.control.judging import compare, predictor
-from ct.control.packing import files_of
+from ct.control import labelled, runs, tracking
+from ct.control.fitting import Fitted, fit
+from ct.control.judging import Report, judge
+from ct.control.packing import files_of, named
 from ct.control.place import Place, Step
-from ct.control.rows import Rows, rows, take
+from ct.control.rows import Rows, profiled_by, rows, take
 from ct.data import catalog
 from ct.data.profile import Profiles
-from ct.errors import NotFound
-from ct.ids import describe
+from ct.errors import Conflict, NotFound, TrainingFailed
+from ct.ids import describe, sha256
 from ct.pipeline import Pipeline
 from ct.registry import files, versions
-from ct.training import export
+from ct.registry.code import Code
+from ct.store import leases
+from ct.training.code import code_of
+from ct.training.data import TrainingSet
+
+_TRIES = 20
 
 
 def inputs(place: Place) -> dict[str, Any]:
@@ -38,62 +44,139 @@ def inputs(place: Place) -> dict[str, Any]:
         "until": max(shard.time_max for shard in shards[line.table.name]),
         "params": describe(line.model),
         "seed": line.model.seed,
-        "code": export.code_digest(line.model),
+        "code": sha256(code(place).to_bytes()),
         "pipeline": line.fingerprint(),
     }
+
+
+def code(place: Place) -> Code:
+    """The pipeline's code as it is in the working copy now."""
+    path, _, variable = place.settings.pipeline.partition(":")
+    file = place.settings.root / path
+    return code_of(place.pipeline.model, file if file.is_file() else None, variable)
+
+
+def start(place: Place, *, cause: str, more: Mapping[str, Any] | None = None) -> runs.Run:
+    """Record a new run with its frozen inputs, `more` among them, after its code is kept."""
+    found = inputs(place)
+    place.artifacts.put(code(place).to_bytes())
+    return runs.start(place.journal, place.pipeline.name, cause=cause, inputs=found | dict(more or {}))
 
 
 def carry_out(
     place: Place, run: runs.Run, *, workers: int, gpu: bool, on_step: Step, data: Rows | None = None, model: Any = None
 ) -> versions.Version:
-    """Train, evaluate, register. `data` and `model` replace what the run's inputs would give. Returns the registered version."""
-    begun = monotonic()
+    """Train, evaluate, register, under the run's lease. `data` and `model` replace what the run's inputs would give.
+
+    Returns the registered version. A run that cannot give a model is recorded as failed, then TrainingFailed is raised. Raises Held
+    when another process carries it out, Conflict when one has taken it over: then nothing was written.
+    """
     line = place.pipeline
+    with leases.held(place.journal, runs.lease(line.name, run.id)) as lease:
+        now = next((known for known in runs.all_runs(place.journal, line.name) if known.id == run.id), run)
+        if now.outcome == "registered":
+            return versions.get(place.journal, line.name, now.version)
+        try:
+            _same_code(place, run)
+            registered, facts = _carried(place, run, lease, workers, gpu, on_step, data, model)
+        except TrainingFailed as error:
+            runs.failed(place.journal, line.name, run.id, error=str(error), state=error.state, guard=lease)
+            raise
+    tracking.tell(place, run, registered, facts)
+    return registered
+
+
+def _same_code(place: Place, run: runs.Run) -> None:
+    now = sha256(code(place).to_bytes())
+    if now != run.code:
+        raise TrainingFailed(
+            f"the code has changed since {run.id} began", f"the archive {run.code[:12]}", "a new run will take it as it is now"
+        )
+
+
+def _carried(
+    place: Place, run: runs.Run, lease: leases.Lease, workers: int, gpu: bool, on_step: Step, data: Rows | None, model: Any
+) -> tuple[versions.Version, dict[str, Any]]:
+    begun, line = monotonic(), place.pipeline
     data = data or rows(place, run, on_step=on_step)
     counts = labelled.counted(place, data)
     if said := labelled.strange(counts):
         on_step(said)
-    fitted = fit(place, run, data, model or line.model.resolved({}), workers=workers, gpu=gpu, on_step=on_step)
+    model = model or line.model.resolved({})
+    fitted = fit(place, run, data, model, workers=workers, gpu=gpu, on_step=on_step)
+    lease.check()
     on_step("export")
-    version = versions.next_name(place.journal, line.name, run.id)
-    made = files_of(place, run, version, data, fitted)
+    made = files_of(place, run, versions.next_name(place.journal, line.name, run.id), data, fitted)
     on_step("evaluation")
-    report = compare(place, predictor(place, made), data)
-    manifest = files.store(place.artifacts, made)
+    report = judge(place, made, data)
     profile = Profiles.of(take(data.columns, data.split.train), profiled_by(line))
-    registered = versions.register(
-        place.journal,
-        line.name,
-        manifest=manifest,
-        run=run.id,
-        verdict=report.verdict.decision,
-        metrics=report.candidate.metrics,
-        reasons=report.verdict.reasons,
-    )
-    trained = fitted.trained
     facts = {
+        **_facts(place, run, data, fitted, model),
+        "labels": counts,
+        "workers": workers,
+        "epoch": lease.epoch,
+        "profile": place.artifacts.put(profile.to_bytes()),
+        "report": report.to_json(),
+    }
+    registered = _registered(place, run, lease, made, report)
+    facts["seconds"] = round(monotonic() - begun, 2)
+    runs.registered(place.journal, line.name, run.id, version=registered.name, facts=facts, guard=lease)
+    return registered, facts
+
+
+def _facts(place: Place, run: runs.Run, data: Rows, fitted: Fitted, model: Any) -> dict[str, Any]:
+    """What was measured, and what `ct reproduce` compares: every digest between the shards and the weights."""
+    trained = fitted.trained
+    return {
         "weights": trained.digest,
         "contract": trained.contract,
         "history": list(trained.history),
         "features": data.digest,
         "features_built": data.built,
+        "training_set": training_set(place, run),
+        "settings": settings_of(place.pipeline.model, model),
         "rows": int(data.split.train.sum()),
         "rows_held": int(data.split.calibrate.sum()),
         "rows_judged": int(data.split.judge.sum()),
         "selection": dict(data.selection),
         "calibration": fitted.calibration.to_json(),
         "calibrated": fitted.calibrated,
-        "labels": counts,
-        "workers": workers,
-        "seconds": round(monotonic() - begun, 2),
-        "profile": place.artifacts.put(profile.to_bytes()),
-        "report": report.to_json(),
     }
-    runs.registered(place.journal, line.name, run.id, version=registered.name, facts=facts)
-    return registered
 
 
-def profiled_by(line: Pipeline) -> tuple[str, ...]:
-    """The segments by which features are profiled too: those that are features of text."""
-    texts = {column.name for column in line.outputs if column.kind == "category"}
-    return tuple(name for name in line.segments if name in texts)
+def settings_of(declared: Any, used: Any) -> dict[str, Any]:
+    """The values that searched settings had in a training."""
+    return {
+        name: used.options[name.removeprefix("options.")] if name.startswith("options.") else getattr(used, name)
+        for name in declared.searches()
+    }
+
+
+def training_set(place: Place, run: runs.Run) -> str:
+    """The digest of the rows that a run trained on, as they were encoded."""
+    return TrainingSet.open(place.settings.home / "work" / f"{run.id}-train")[1]
+
+
+def _registered(
+    place: Place, run: runs.Run, lease: leases.Lease, made: Mapping[str, bytes], report: Report
+) -> versions.Version:
+    """Store the files, read them back, then register them. When another run took the name meanwhile, they get the next one."""
+    line = place.pipeline
+    for _ in range(_TRIES):
+        name = versions.next_name(place.journal, line.name, run.id)
+        manifest = files.store(place.artifacts, named(made, name))
+        try:
+            return versions.register(
+                place.journal,
+                line.name,
+                manifest=manifest,
+                run=run.id,
+                verdict=report.verdict.decision,
+                metrics=report.candidate.metrics,
+                reasons=report.verdict.reasons,
+                version=name,
+                guard=lease,
+            )
+        except Conflict:
+            lease.check()
+    raise Conflict(f"{_TRIES} other versions were registered meanwhile", "a quieter moment", "call it again; it goes on")

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ct.ids import canonical, sha256
-from ct.store.journal import Event, Journal, New
+from ct.store.journal import Event, Guard, Journal, New
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,22 @@ def start(journal: Journal, pipeline: str, *, cause: str, inputs: Mapping[str, A
     return all_runs(journal, pipeline)[-1]
 
 
-def registered(journal: Journal, pipeline: str, run: str, *, version: str, facts: Mapping[str, Any]) -> None:
-    """Record that a run ended in a version. `facts` are its measured figures."""
-    journal.append(stream(pipeline), [New("RunRegistered", {"run": run, "version": version, "facts": dict(facts)})])
+def registered(
+    journal: Journal, pipeline: str, run: str, *, version: str, facts: Mapping[str, Any], guard: Guard | None = None
+) -> None:
+    """Record that a run ended in a version. `facts` are its measured figures; `guard` is the run's lease, see `Journal.append`."""
+    data = {"run": run, "version": version, "facts": dict(facts)}
+    journal.append(stream(pipeline), [New("RunRegistered", data)], guard=guard)
 
 
-def failed(journal: Journal, pipeline: str, run: str, *, error: str, state: str = "failed") -> None:
+def failed(journal: Journal, pipeline: str, run: str, *, error: str, state: str = "failed", guard: Guard | None = None) -> None:
     """Record that a run gave no version, why, and in which state it ended."""
-    journal.append(stream(pipeline), [New("RunFailed", {"run": run, "error": error, "state": state})])
+    journal.append(stream(pipeline), [New("RunFailed", {"run": run, "error": error, "state": state})], guard=guard)
+
+
+def lease(pipeline: str, run: str) -> str:
+    """The name of the lease under which a run is carried out."""
+    return f"{stream(pipeline)}/{run}"
 
 
 def _run(event: Event) -> Run:

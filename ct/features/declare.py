@@ -80,10 +80,10 @@ def _own(spec: Mapping[str, Any], own: Mapping[str, Own]) -> Own:
     name = str(spec.get("name"))
     found = own.get(name)
     if found is None or to_spec(found) != dict(spec):
-        state = "is not in the pipeline file" if found is None else "has changed since the model was trained"
+        state = "is not in the code at hand" if found is None else "has changed since the model was trained"
         raise Corrupt(
             f"the function of feature {name!r} {state}",
             f"a function whose source has the hash {str(spec.get('function'))[:12]}",
-            "keep a function under its name as long as a version that uses it is served; give the new one another name",
+            "train again; a version carries its functions where the pipeline comes from a file",
         )
     return found

@@ -1,4 +1,4 @@
-"""The files of a model version: their names, what the spec says, and reading them back verified. Knows neither torch nor ONNX."""
+"""The files of a model version: their names, what the spec says, storing them signed and reading them back verified. Knows neither torch nor ONNX."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SPEC = "spec.json"
 ENCODER = "encoder.json"
 GOLDEN = "golden.json"
 ONNX = "model.onnx"
-NAMES = (WEIGHTS, SPEC, ENCODER, GOLDEN, ONNX)
+CODE = "code.zip"
+NAMES = (WEIGHTS, SPEC, ENCODER, GOLDEN, ONNX, CODE)
 FORMAT = 2
 
 
@@ -63,15 +64,24 @@ class ModelSpec:
 
 
 def store(artifacts: Artifacts, files: Mapping[str, bytes]) -> str:
-    """Store a version's files and return the manifest's digest. Raises Corrupt when a file is missing."""
+    """Store and sign a version's files, read them back, and return the manifest's digest.
+
+    Raises Corrupt when a file is missing or comes back differently, Untrusted without a key to sign with.
+    """
     if missing := set(NAMES) - set(files):
         raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {list(NAMES)}", "export it again")
-    return artifacts.put_set(files)
+    manifest = artifacts.put_set(files)
+    artifacts.sign(manifest)
+    fetch(artifacts, manifest)
+    return manifest
 
 
 def fetch(artifacts: Artifacts, manifest: str) -> dict[str, bytes]:
-    """A version's files, every byte checked against the manifest. Raises NotFound or Corrupt."""
-    files = artifacts.get_set(manifest)
+    """A version's files: first the manifest's signature is verified, then every byte against the manifest; nothing is parsed before.
+
+    Raises Untrusted, NotFound or Corrupt.
+    """
+    files = artifacts.get_signed(manifest)
     if missing := set(NAMES) - set(files):
         raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {list(NAMES)}", "export it again")
     return files

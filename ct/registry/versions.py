@@ -9,7 +9,7 @@ from typing import Any
 
 from ct.errors import Conflict, NotFound
 from ct.registry import routes
-from ct.store.journal import Event, Journal, New
+from ct.store.journal import Event, Guard, Journal, New
 
 
 @dataclass(frozen=True)
@@ -45,17 +45,22 @@ def register(
     verdict: str,
     metrics: Mapping[str, float],
     reasons: tuple[str, ...] = (),
+    version: str = "",
+    guard: Guard | None = None,
 ) -> Version:
     """Record a version; its name is v1, v2, … in order. Registering the same run again returns the version it has.
 
-    Raises Conflict when another process registers at the same moment.
+    `version` is the name that its files say. `guard` is that of `Journal.append`: the run's lease.
+    Raises Conflict when another process registers at the same moment, or has taken the name; nothing is recorded then.
     """
     position = journal.version(stream(pipeline))
     known = all_versions(journal, pipeline)
-    for version in known:
-        if version.run == run:
-            return version
+    for found in known:
+        if found.run == run:
+            return found
     name = f"v{len(known) + 1}"
+    if version and version != name:
+        raise Conflict(f"the next version is {name}", f"{version}, as its files say", "name the files anew, then register them")
     data: dict[str, Any] = {
         "version": name,
         "manifest": manifest,
@@ -65,7 +70,7 @@ def register(
         "reasons": list(reasons),
     }
     data |= {"makes": f"version/{pipeline}/{name}", "from": [f"run/{pipeline}/{run}"]}
-    journal.append(stream(pipeline), [New("VersionRegistered", data)], expected=position)
+    journal.append(stream(pipeline), [New("VersionRegistered", data)], expected=position, guard=guard)
     return get(journal, pipeline, name)
 
 

@@ -19,10 +19,7 @@ from ct.data import labels, personal, predictions
 from ct.data.columns import NO_TIME, from_rows
 from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
-from ct.features.declare import own_features
-from ct.features.kinds.own import Own
 from ct.features.transform import texts
-from ct.pipeline import load
 from ct.registry import routes
 from ct.registry.routes import Route
 from ct.roles import Columns, History
@@ -34,6 +31,7 @@ from ct.serving.veil import Rows, veiled
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
+from ct.store.signing import Keys
 
 POLL_SECONDS = 1.0
 SHADOWS = 64
@@ -67,7 +65,7 @@ class Replica:
     def __init__(self, settings: Settings, endpoint: str) -> None:
         self.settings, self.endpoint = settings, endpoint
         self.name = secrets.token_hex(4)
-        self.slots = Slots(Artifacts(settings.place("artifacts")), self._code)
+        self.slots = Slots(Artifacts(settings.place("artifacts"), Keys(settings.trusted_keys)))
         self.telemetry = Telemetry(endpoint)
         self._journal = Journal(settings.database)
         self._online = online.opened(settings)
@@ -75,11 +73,6 @@ class Replica:
         self._ids: predictions.PredictionIds | None = None
         self._shadows: set[asyncio.Task[None]] = set()
         self.converge()
-
-    def _code(self) -> dict[str, Own]:
-        """The users' own feature functions, out of the project's pipeline file as it is now."""
-        path, _, name = self.settings.pipeline.partition(":")
-        return own_features(load(f"{self.settings.root / path}:{name}".removesuffix(":")).features)
 
     # -- control
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,7 +11,6 @@ from time import monotonic
 
 from ct.data import personal
 from ct.errors import Conflict, Unavailable
-from ct.features.kinds.own import Own
 from ct.registry import files
 from ct.registry.routes import Arm, Route
 from ct.roles import Lookup
@@ -87,8 +86,8 @@ class Live:
 class Slots:
     """The versions of one replica."""
 
-    def __init__(self, artifacts: Artifacts, code: Callable[[], Mapping[str, Own]] = dict) -> None:
-        self._artifacts, self._code = artifacts, code
+    def __init__(self, artifacts: Artifacts) -> None:
+        self._artifacts = artifacts
         self._loaded: dict[str, Slot] = {}
         self._live: Live | None = None
         self._loading = threading.Lock()
@@ -115,9 +114,9 @@ class Slots:
         return self._live
 
     def stage(self, version: str, manifest: str) -> Slot:
-        """Load a version beside the others: verify every byte, check the golden rows. A loaded one is returned as it is.
+        """Load a version beside the others: verify its signature and every byte, check the golden rows. A loaded one is returned as it is.
 
-        Raises NotFound or Corrupt, leaving the others as they were; Conflict when the name is loaded with other files.
+        Raises NotFound, Untrusted or Corrupt, leaving the others as they were; Conflict when the name is loaded with other files.
         """
         with self._loading:
             found = self._loaded.get(version)
@@ -131,7 +130,7 @@ class Slots:
                 )
             begun = monotonic()
             # Loading runs the golden rows, which warms it up.
-            predictor = Predictor.load(files.fetch(self._artifacts, manifest), self._code)
+            predictor = Predictor.load(files.fetch(self._artifacts, manifest))
             slot = self._loaded[version] = Slot(manifest, predictor, monotonic() - begun, monotonic())
             return slot
 

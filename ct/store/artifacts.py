@@ -1,4 +1,4 @@
-"""Content-addressed, immutable files. A manifest of hashes is the commit point of a set of files."""
+"""Content-addressed, immutable files. A manifest of hashes is the commit point of a set of files; a signature beside it says whose it is."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from ct.errors import Corrupt, NotFound
+from ct.errors import Corrupt, NotFound, Untrusted
 from ct.ids import canonical, sha256
+from ct.store import signing
 from ct.store.files import Files
+from ct.store.signing import Keys
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Artifacts:
-    """Files under their SHA-256 at one place: a folder, or s3://bucket/prefix. Writing is atomic and durable; reading verifies."""
+    """Files under their SHA-256 at one place: a folder, or s3://bucket/prefix. Writing is atomic and durable; reading verifies.
 
-    def __init__(self, place: str | Path) -> None:
+    `keys` say whose signatures count for signed sets.
+    """
+
+    def __init__(self, place: str | Path, keys: Keys | None = None) -> None:
         self._files = Files(str(place))
+        self.keys = keys or Keys()
 
     def address(self, digest: str) -> str:
         """Where the file with `digest` lies, whether or not it exists. Raises NotFound for what is no SHA-256."""
@@ -56,6 +62,36 @@ class Artifacts:
     def get_set(self, digest: str) -> dict[str, bytes]:
         """All files of a set, every byte checked. Raises NotFound, Unavailable or Corrupt."""
         return {name: self.get(value) for name, value in self.manifest(digest).items()}
+
+    def sign(self, digest: str) -> None:
+        """Put a signature beside the manifest `digest`, unless a trusted one is there. Raises Untrusted without a private key."""
+        found = self.signatures(digest)
+        try:
+            self.keys.verify(digest, found)
+        except Untrusted:
+            self._files.put(_signature(digest), b"\n".join([*found, self.keys.sign(digest)]) + b"\n")
+
+    def signatures(self, digest: str) -> tuple[bytes, ...]:
+        """What lies beside a manifest as its signatures, unread. Raises Unavailable."""
+        try:
+            return tuple(signing.lines(self._files.get(_signature(digest))))
+        except NotFound:
+            return ()
+
+    def signed_by(self, digest: str) -> str:
+        """The id of the trusted key that signed the manifest `digest`. Raises Untrusted, having parsed nothing of the set."""
+        return self.keys.verify(digest, self.signatures(digest))
+
+    def get_signed(self, digest: str) -> dict[str, bytes]:
+        """As `get_set`, after the signature was verified. Raises Untrusted, NotFound, Unavailable or Corrupt."""
+        if not self._files.exists(_name(digest)):
+            return self.get_set(digest)  # which says that it is not there
+        self.signed_by(digest)
+        return self.get_set(digest)
+
+
+def _signature(digest: str) -> str:
+    return f"{_name(digest)}.sig"
 
 
 def _name(digest: str) -> str:

@@ -20,6 +20,7 @@ from ct.ids import Json, canonical, sha256
 from ct.store import database
 
 S = TypeVar("S")
+Guard = Callable[[sa.Connection], None]
 _META = sa.MetaData()
 _EVENTS = sa.Table(
     "ct_events",
@@ -82,10 +83,13 @@ class Journal:
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP)))
             _META.create_all(connection)
 
-    def append(self, stream: str, events: Sequence[New], *, expected: int | None = None) -> tuple[Event, ...]:
+    def append(
+        self, stream: str, events: Sequence[New], *, expected: int | None = None, guard: Guard | None = None
+    ) -> tuple[Event, ...]:
         """Append `events` to `stream` in one transaction.
 
-        `expected` is the stream's version the caller has read (0: no events yet); None appends whatever stands there.
+        `expected` is the stream's version the caller has read (0: no events yet); None appends whatever stands there. `guard` is
+        called first in the same transaction, and what it raises undoes it: a `leases.Lease` lets only its holder write.
         Raises Conflict when the stream has moved on. A PostgreSQL that restarts meanwhile is waited for, some seconds, and is asked
         first whether the transaction that broke off was done.
         """
@@ -99,6 +103,8 @@ class Journal:
                     if tried and self._holds(connection, tried[-1]):
                         return tried
                     tried = ()
+                    if guard is not None:
+                        guard(connection)
                     tried = self._append(connection, stream, events, expected)
                 return tried
             except Unavailable:
@@ -143,19 +149,19 @@ class Journal:
             query = query.where(_EVENTS.c.stream.startswith(prefix, autoescape=True))
         if wanted := tuple(types):
             query = query.where(_EVENTS.c.type.in_(wanted))
-        with self._reading() as connection:
+        with self.reading() as connection:
             rows = connection.execute(query).mappings().all()
         for row in rows:
             yield _event(dict(row))
 
     def version(self, stream: str) -> int:
         """The number of events in `stream`."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
 
     def head(self) -> int:
         """The newest event's seq, 0 for none."""
-        with self._reading() as connection:
+        with self.reading() as connection:
             return connection.scalar(sa.select(sa.func.max(_EVENTS.c.seq))) or 0
 
     def fold(self, stream: str, step: Callable[[S, Event], S], initial: S) -> S:
@@ -165,7 +171,7 @@ class Journal:
     def verify(self) -> int:
         """Recompute the whole hash chain and return its length. Raises Corrupt naming the first event that does not fit."""
         previous, expected_seq = _GENESIS, 1
-        with self._reading() as connection:
+        with self.reading() as connection:
             for row in connection.execute(sa.select(_EVENTS).order_by(_EVENTS.c.seq)).mappings():
                 fields = {key: row[key] for key in ("seq", "stream", "version", "type", "data", "at", "actor")}
                 if row["seq"] != expected_seq or row["hash"] != _link(previous, fields):
@@ -178,7 +184,16 @@ class Journal:
         return expected_seq - 1
 
     @contextmanager
-    def _reading(self) -> Iterator[sa.Connection]:
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction on the journal's database, for the tables beside it. Raises Unavailable."""
+        with database.answering(self._url), self._engine.begin() as connection:
+            if self._engine.dialect.name == "postgresql":
+                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP)))
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection to the journal's database that writes nothing. Raises Unavailable."""
         with database.answering(self._url), self._engine.connect() as connection:
             yield connection.execution_options(ct_reading=True)
 

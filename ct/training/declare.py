@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ct.errors import InvalidPipeline
-from ct.ids import canonical, sha256, sha256_file
+from ct.ids import canonical
+from ct.training.code import source_folder
+
+if TYPE_CHECKING:
+    from ct.training.ensemble import Ensemble
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class Torch:
 
     The share `held` of the training rows is never trained on: on it `calibrate` ("temperature", "isotonic" or "") is fitted and the
     threshold is chosen. `patience` keeps as many rows again aside. `balanced` weighs every class alike. `start` "champion" begins
-    with the champion's weights where they fit.
+    with the champion's weights where they fit; after `fresh_every` such runs in a row one begins from scratch (0: never).
 
     `course` holds (epoch, {"lr": …, "weight_decay": …, "clip": …}): from that epoch on, counted from 0, those values count. A
     population's sweep finds such a course.
@@ -146,6 +148,7 @@ class Torch:
     calibrate: str = "temperature"
     balanced: bool = False
     start: str = "scratch"
+    fresh_every: int = 0
     course: Sequence[tuple[int, Mapping[str, Any]]] = ()
 
     def validate(self) -> list[str]:
@@ -180,6 +183,8 @@ class Torch:
                 faults.append(f"{name} is {value!r}, expected a number from 0 to below {limit:g}")
         if not isinstance(self.patience, int) or self.patience < 0:
             faults.append(f"patience is {self.patience!r}, expected a number of epochs, or 0")
+        if not isinstance(self.fresh_every, int) or self.fresh_every < 0 or (self.fresh_every and self.start == "scratch"):
+            faults.append(f"fresh_every is {self.fresh_every!r}, expected a number of runs, or 0, with start='champion'")
         for name, allowed in (
             ("precision", ("float32", "bfloat16")),
             ("calibrate", CALIBRATIONS),
@@ -193,6 +198,11 @@ class Torch:
         if (self.calibrate or self.patience) and self.held == 0:
             faults.append("held is 0: calibrate and patience need rows that are not trained on; for example held=0.1")
         return faults
+
+    @property
+    def members(self) -> tuple[Torch, ...]:
+        """What is trained: itself. An ensemble has several."""
+        return (self,)
 
     @property
     def module_class(self) -> Any:
@@ -234,43 +244,17 @@ def _possible(value: Any) -> tuple[Any, ...]:
     return value.ends if isinstance(value, Search) else (value,)
 
 
-def source_folder(model: Any) -> Path:
-    """The folder from which the model's top-level module is imported."""
-    file = Path(inspect.getfile(model)).resolve()
-    depth = str(model.__module__).count(".")
-    return file.parents[depth]
-
-
-def code_digest(model: Torch) -> str:
-    """SHA-256 over the source of the module that defines the model, and of the modules beside it from which it imports names."""
-    files: dict[str, str] = {}
-    home = model.module_class
-    waiting = [str(home.__module__)]
-    folder = Path(inspect.getfile(home)).resolve().parent
-    while waiting:
-        name = waiting.pop()
-        module = sys.modules.get(name)
-        file = Path(getattr(module, "__file__", None) or "/")
-        if name in files or file.resolve().parent != folder or file.suffix != ".py":
-            continue
-        files[name] = sha256_file(file)
-        for value in vars(module).values():
-            waiting.append(value.__name__ if inspect.ismodule(value) else str(getattr(value, "__module__", "")))
-    return sha256(canonical(files))
-
-
-def pickled(model: Torch) -> tuple[bytes, tuple[str, ...]]:
+def pickled(model: Torch | Ensemble) -> tuple[bytes, tuple[str, ...]]:
     """The declaration for another process, and the folders it must have on sys.path to read it."""
     from ray import cloudpickle
 
     data: bytes = cloudpickle.dumps(model)
-    return data, (str(source_folder(model.module_class)),)
+    return data, tuple(dict.fromkeys(str(source_folder(part.module_class)) for part in model.members))
 
 
-def unpickled(data: bytes, paths: Sequence[str]) -> Torch:
+def unpickled(data: bytes, paths: Sequence[str]) -> Any:
     """What `pickled` gave, in a process of this same system. Never for bytes from outside."""
     from ray import cloudpickle
 
     sys.path[:0] = [path for path in paths if path not in sys.path]
-    model: Torch = cloudpickle.loads(data)
-    return model
+    return cloudpickle.loads(data)

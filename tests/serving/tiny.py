@@ -15,6 +15,7 @@ from ct.features.declare import to_spec
 from ct.features.encode import Encoder
 from ct.pipeline import Table
 from ct.registry import files, routes
+from ct.registry.code import Code
 from ct.registry.files import ModelSpec
 from ct.registry.routes import Arm, Route
 from ct.settings import Settings
@@ -97,7 +98,7 @@ def model_files(
         table="trips",
         personal=personal or {},
     )
-    made = {files.WEIGHTS: b"", files.SPEC: spec.to_bytes(), files.ENCODER: encoder.to_json()}
+    made = {files.WEIGHTS: b"", files.SPEC: spec.to_bytes(), files.ENCODER: encoder.to_json(), files.CODE: Code({}).to_bytes()}
     made[files.ONNX] = graph(len(encoder.numeric_names), bias, broken=broken)
     from ct.serving.runtime import _session
 

@@ -14,7 +14,8 @@ from ct.features.encode import Shape
 from ct.objectives import BINARY, PLAIN
 from ct.training import export
 from ct.training.building import construct
-from ct.training.declare import Torch, code_digest
+from ct.training.code import code_digest
+from ct.training.declare import Torch
 from ct.training.models import MLP
 from ct.training.trainer import Trained
 from delay_model import DelayNet
