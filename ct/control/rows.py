@@ -18,6 +18,7 @@ from ct.data.hashing import row_hash
 from ct.evaluation import windows
 from ct.features import build
 from ct.features.parts import Shards
+from ct.pipeline import Pipeline
 from ct.roles import Columns, Offered
 
 _PLACE = ("_key", "_time")
@@ -119,3 +120,9 @@ def shards_of(place: Place, run: runs.Run) -> dict[str, list[Any]]:
 def take(columns: Columns, rows: NDArray[np.bool_] | NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """The rows under a mask, or at places."""
     return {name: values[rows] for name, values in columns.items()}
+
+
+def profiled_by(line: Pipeline) -> tuple[str, ...]:
+    """The segments by which features are profiled too: those that are features of text."""
+    texts = {column.name for column in line.outputs if column.kind == "category"}
+    return tuple(name for name in line.segments if name in texts)

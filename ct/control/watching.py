@@ -9,7 +9,7 @@ import numpy as np
 
 from ct.control import runs
 from ct.control.place import Place
-from ct.control.retrain import profiled_by
+from ct.control.rows import profiled_by
 from ct.data import catalog, labels, predictions
 from ct.data.columns import to_columns
 from ct.data.profile import Profiles

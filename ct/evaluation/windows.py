@@ -122,6 +122,12 @@ def held_back(
     return replace(found, train=found.train & ~calibrate & ~stop, calibrate=calibrate, stop=stop)
 
 
+def halves(mask: NDArray[np.bool_], keys: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """The rows under a mask [n] in two parts of about the same size. A row is in the same part in every run, by its hash alone."""
+    first = _uniform(keys ^ np.int64(0x5851F42D4C957F2D)) < 0.5
+    return mask & first, mask & ~first
+
+
 def _uniform(keys: NDArray[np.int64]) -> NDArray[np.float64]:
     """Each hash as a number in [0, 1) that shares nothing with what else is drawn from the same hashes (the finisher of splitmix64)."""
     mixed = keys.view(np.uint64) ^ np.uint64(0x9E3779B97F4A7C15)

@@ -8,7 +8,7 @@ import pytest
 
 from ct.control import runs, watching
 from ct.control.place import Place
-from ct.control.retrain import profiled_by
+from ct.control.rows import profiled_by
 from ct.data.predictions import Inbox
 from ct.data.profile import Profiles
 from ct.errors import NotFound
