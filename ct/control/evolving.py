@@ -91,20 +91,24 @@ def begin(place: Place, run: runs.Run, model: Any, fitted: Encoder) -> Beginning
     spec, earlier = ModelSpec.from_bytes(made[files.SPEC]), Encoder.from_json(made[files.ENCODER])
     if reason := _unlike(place, spec) or continuing.fault(earlier, fitted):
         return Beginning(fitted, scratch.weights, _scratch(f"against {run.start['version']}, {reason}"))
-    found = None
-    for encoder in (continuing.continued(earlier, fitted), earlier):
-        carried = [
-            _carried(part, at, made, earlier, encoder, place.pipeline.label.objective) for at, part in enumerate(model.members)
-        ]
-        found = found or (encoder, carried)
-        if not any(part.fresh for part in carried):
-            found = (encoder, carried)
-            break
-    encoder, carried = found
+    encoder, carried = _best(place, model, made, earlier, fitted)
     if not any(part.weights for part in carried):
         reason = f"no weight of {run.start['version']} fits this module"
         return Beginning(fitted, scratch.weights, _scratch(reason))
     return Beginning(encoder, tuple(part.weights for part in carried), _facts(run, earlier, encoder, carried))
+
+
+def _best(
+    place: Place, model: Any, made: Mapping[str, bytes], earlier: Encoder, fitted: Encoder
+) -> tuple[Encoder, list[start.Carried]]:
+    """With new values where every weight fits all the same; else without, where that makes every weight fit; else as much as fits."""
+    objective, tried = place.pipeline.label.objective, list[tuple[Encoder, list[start.Carried]]]()
+    for encoder in (continuing.continued(earlier, fitted), earlier):
+        carried = [_carried(part, at, made, earlier, encoder, objective) for at, part in enumerate(model.members)]
+        if not any(part.fresh for part in carried):
+            return encoder, carried
+        tried.append((encoder, carried))
+    return tried[0]
 
 
 def _scratch(reason: str) -> dict[str, Any]:

@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.control import runs
+from ct.control import evolving, runs
+from ct.control.evolving import Beginning
 from ct.control.place import Place, Step
 from ct.control.rows import Rows, take
-from ct.evaluation import calibration, metrics
+from ct.errors import TrainingFailed
+from ct.evaluation import calibration, metrics, stacking
+from ct.evaluation.windows import halves
 from ct.features.encode import Encoder
 from ct.objectives import Calibration
-from ct.training import trainer
+from ct.training import joining, trainer
 from ct.training.data import TrainingSet
+from ct.training.ensemble import Ensemble
+
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A model with all that was learned for it. `threshold` is the score from which a binary label is 1; `calibrated` says how it was."""
+    """A model with all that was learned for it. `threshold` is the score from which a binary label is 1; `calibrated` says how it was,
+    `start` where the training began."""
 
     model: Any
     encoder: Encoder
@@ -30,39 +37,98 @@ class Fitted:
     calibration: Calibration
     threshold: float
     calibrated: str = ""
+    start: Mapping[str, Any] = field(default_factory=dict)
 
 
-def fit(place: Place, run: runs.Run, data: Rows, model: Any, *, workers: int, gpu: bool, on_step: Step) -> Fitted:
-    """Train `model` (without searches) on the rows that train, then fit its calibration and threshold on those held back."""
-    line = place.pipeline
-    objective = line.label.objective
-    encoder = Encoder.fit(take(data.columns, data.split.train), line.outputs)
+@dataclass(frozen=True)
+class Sets:
+    """The rows of a training as encoded sets on disk: those that train, on which it stops, on which members are stacked, on which the
+    scores are calibrated, with their labels (None for none), and where training begins."""
+
+    train: Path
+    stop: Path | None
+    stack: Path | None
+    held: tuple[Path, Floats] | None
+    begun: Beginning
+
+
+def fit(
+    place: Place, run: runs.Run, data: Rows, model: Any, *, workers: Any, gpu: bool, on_step: Step, name: str = ""
+) -> Fitted:
+    """Train `model` (without searches) on the rows that train, then fit its calibration and threshold on those held back.
+
+    An ensemble's members are trained one by one and combined. `name` stands for the run's id where one run trains several times.
+    """
     on_step("training")
-    weight = row_weights(place, data)
-    folder = save(place, data, encoder, data.split.train, f"{run.id}-train", weight=weight)
-    stop = save(place, data, encoder, data.split.stop, f"{run.id}-stop") if data.split.stop.any() else None
-    trained = trainer.train(
-        folder,
-        model,
-        objective=objective,
-        stop=stop,
-        workers=workers,
-        gpu=gpu,
-        run=run.id,
-        storage=place.settings.home / "training",
-        on_progress=_epochs(on_step),
-    )
+    sets = prepare(place, run, data, model)
+    objective = place.pipeline.label.objective
+    trained = _trained(place, sets, model, workers=workers, gpu=gpu, on_step=on_step, name=name or run.id)
     fitted, threshold = scale(place, data), 0.5
-    truth = data.label[data.split.calibrate]
-    if len(truth):
-        held = save(place, data, encoder, data.split.calibrate, f"{run.id}-held")
-        raw = trainer.raw(held, model, objective, trained.weights)
+    truth = sets.held[1] if sets.held else np.empty(0)
+    if sets.held:
+        raw = trainer.raw(sets.held[0], model, objective, trained.weights)
         fitted = calibration.fit(model.calibrate, objective, raw, truth)
         if objective.kind == "binary":
             threshold = metrics.best_threshold(fitted.scores(objective, raw), truth)
     said = calibration.explain(model.calibrate, objective, fitted, truth)
     on_step(f"calibration: {said}")
-    return Fitted(model, encoder, trained, fitted, threshold, said)
+    return Fitted(model, sets.begun.encoder, trained, fitted, threshold, said, sets.begun.facts)
+
+
+def prepare(place: Place, run: runs.Run, data: Rows, model: Any) -> Sets:
+    """Encode the rows that a training needs. Raises TrainingFailed, "invalid", when their labels jumped: see evolving.check_labels."""
+    evolving.check_labels(place, run, data)
+    encoder = Encoder.fit(take(data.columns, data.split.train), place.pipeline.outputs)
+    begun = evolving.begin(place, run, model, encoder)
+
+    def saved(mask: NDArray[np.bool_], part: str) -> Path | None:
+        return save(place, data, begun.encoder, mask, f"{run.id}-{part}") if mask.any() else None
+
+    weight = row_weights(place, run, data, model)
+    train = save(place, data, begun.encoder, data.split.train, f"{run.id}-train", weight=weight)
+    stack, kept = None, data.split.calibrate
+    if _stacked(model):
+        first, kept = halves(kept, data.keys)
+        stack = saved(first, "stack")
+    held = saved(kept, "held")
+    return Sets(train, saved(data.split.stop, "stop"), stack, (held, data.label[kept]) if held else None, begun)
+
+
+def _stacked(model: Any) -> bool:
+    return bool(getattr(model, "how", "") == "stacked")
+
+
+def _trained(place: Place, sets: Sets, model: Any, *, workers: Any, gpu: bool, on_step: Step, name: str) -> trainer.Trained:
+    """The trained model. Every member has a folder of its own, so a run that was killed goes on with the member it was at."""
+    objective = place.pipeline.label.objective
+    several = isinstance(model, Ensemble)
+    made = []
+    for at, part in enumerate(model.members):
+        made.append(
+            trainer.train(
+                sets.train,
+                part,
+                objective=objective,
+                stop=sets.stop if part.patience else None,
+                start=sets.begun.weights[at],
+                workers=workers,
+                gpu=gpu,
+                run=f"{name}-member-{at}" if several else name,
+                storage=place.settings.home / "training",
+                on_progress=_epochs(on_step, f"member {at + 1} of {len(model.members)}, " if several else ""),
+            )
+        )
+    if not several:
+        return made[0]
+    stack = None
+    if _stacked(model):
+        if sets.stack is None:
+            raise TrainingFailed(
+                "no row is held back to stack the members on", "some", "raise held, or use how='average'", state="invalid"
+            )
+        raw = [trainer.raw(sets.stack, part, objective, one.weights) for part, one in zip(model.members, made, strict=True)]
+        stack = stacking.fit(objective, np.stack(raw, axis=1), TrainingSet.open(sets.stack)[0].label.astype(np.float64))
+    return joining.joined(model, made, stack)
 
 
 def scale(place: Place, data: Rows) -> Calibration:
@@ -70,9 +136,17 @@ def scale(place: Place, data: Rows) -> Calibration:
     return calibration.scale(place.pipeline.label.objective, data.label[data.split.train])
 
 
-def row_weights(place: Place, data: Rows) -> NDArray[np.float64] | None:
-    """How much each training row counts, [rows that train]; None where every row counts alike."""
-    return data.weight[data.split.train] if place.pipeline.label.weight else None
+def row_weights(place: Place, run: runs.Run, data: Rows, model: Any) -> Floats | None:
+    """How much each training row counts, [rows that train]: the label's own weights, times what the weighers say, times what makes every
+    class count alike where the model is `balanced`. None where every row counts alike."""
+    line, mask = place.pipeline, data.split.train
+    found = [data.weight[mask]] if line.label.weight else []
+    if (weighed := evolving.weights(place, run, data)) is not None:
+        found.append(weighed)
+    if model.balanced and line.label.objective.kind in ("binary", "classes"):
+        _, place_of, counts = np.unique(data.label[mask], return_inverse=True, return_counts=True)
+        found.append((mask.sum() / (len(counts) * counts))[place_of])
+    return np.asarray(np.prod(found, axis=0)) if found else None
 
 
 def save(
@@ -93,5 +167,5 @@ def save(
     return made.save(place.settings.home / "work" / name)
 
 
-def _epochs(on_step: Step) -> Callable[[Mapping[str, Any]], None]:
-    return lambda seen: on_step(f"training, epoch {seen['epoch'] + 1}, loss {seen['loss']:.4f}")
+def _epochs(on_step: Step, before: str = "") -> Callable[[Mapping[str, Any]], None]:
+    return lambda seen: on_step(f"training, {before}epoch {seen['epoch'] + 1}, loss {seen['loss']:.4f}")

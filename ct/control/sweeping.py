@@ -156,7 +156,7 @@ def _task(act: Actor, run: runs.Run, data: Rows) -> Task:
     line, place = act.pipeline, act.place
     chosen = tuning(data.split, data.times, data.known_at, data.label, objective=line.label.objective)
     encoder = Encoder.fit(take(data.columns, chosen.train), line.outputs)
-    weight = fitting.row_weights(place, data)
+    weight = fitting.row_weights(place, run, data, line.model)
     within = None if weight is None else weight[chosen.train[data.split.train]]
 
     def save(mask: Any, name: str, weights: Any = None) -> Any:
