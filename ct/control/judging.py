@@ -107,7 +107,7 @@ class _Judging:
         self.objective: Objective = place.pipeline.label.objective
         self.mask = data.split.judge
         self.label, self.times = data.label[self.mask], data.times[self.mask]
-        self.features = _seen_by(place, candidate, data)
+        self.features = seen_by(place, candidate, data)
         self.columns: Columns = {
             **{name: values[self.mask] for name, values in data.segments.items()},
             **take(self.features, self.mask),
@@ -203,7 +203,7 @@ class _Judging:
                 "overrule the gate to replace it"
             )
             return None
-        seen = take(_seen_by(self.place, champion, self.data), self.mask)
+        seen = take(seen_by(self.place, champion, self.data), self.mask)
         return self._version(champion.score_features(seen), champion.threshold, f"the champion {name}")
 
     def _gain(self, metric: str, ours: Answers, theirs: Answers, mask: NDArray[np.bool_] | None = None) -> Gain | None:
@@ -322,7 +322,7 @@ def latency_ms(version: Predictor, columns: Columns) -> float:
     return float(np.median(rounds))
 
 
-def _seen_by(place: Place, version: Predictor, data: Rows) -> Columns:
+def seen_by(place: Place, version: Predictor, data: Rows) -> Columns:
     """All rows' features as a version defines them: a column of the same name may mean something else in the pipeline now."""
     line = place.pipeline
     if version.spec.features == tuple(to_spec(feature) for feature in line.features):

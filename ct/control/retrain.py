@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from time import monotonic
 from typing import Any
 
-from ct.control import labelled, runs, tracking
+from ct.control import evolving, labelled, runs, tracking
 from ct.control.fitting import Fitted, fit
 from ct.control.judging import Report, judge
 from ct.control.packing import files_of, named
@@ -20,7 +20,6 @@ from ct.data import catalog
 from ct.data.profile import Profiles
 from ct.errors import Conflict, NotFound, TrainingFailed
 from ct.ids import describe, sha256
-from ct.pipeline import Pipeline
 from ct.registry import files, versions
 from ct.registry.code import Code
 from ct.store import leases
@@ -46,6 +45,7 @@ def inputs(place: Place) -> dict[str, Any]:
         "seed": line.model.seed,
         "code": sha256(code(place).to_bytes()),
         "pipeline": line.fingerprint(),
+        "start": evolving.frozen(place),
     }
 
 
@@ -141,6 +141,10 @@ def _facts(place: Place, run: runs.Run, data: Rows, fitted: Fitted, model: Any) 
         "selection": dict(data.selection),
         "calibration": fitted.calibration.to_json(),
         "calibrated": fitted.calibrated,
+        "weighed": [part.explain() for part in place.pipeline.weights],
+        "label_rates": evolving.label_rates(place.pipeline.label.objective, data.label[data.split.train]),
+        "trained_until": data.split.window.start,
+        "start": dict(fitted.start),
     }
 
 
