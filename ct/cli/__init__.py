@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import changing, features, reading, rollout, sweeping, tables
+from ct.cli import auditing, changing, features, reading, rollout, sweeping, tables
 
 app = typer.Typer(
     name="ct",
@@ -32,6 +32,8 @@ for command in (
     features.features,
     reading.status,
     reading.why,
+    auditing.reproduce,
+    auditing.sign,
     tables.tables,
     tables.maintain,
     tables.erase,

@@ -20,11 +20,18 @@ def init(
     folder: Annotated[Path, typer.Argument(help="The new project's folder.")] = Path("."),
     dry_run: DryRun = False,
 ) -> None:
-    """Write ct.toml and a first pipeline file; existing files are left alone."""
+    """Write ct.toml and a first pipeline file, and make a pair of keys for signing models; existing files are left alone."""
     with output.errors():
         from ct.control.template import files
+        from ct.store import signing
 
-        for name, text in files().items():
+        fresh = not (folder / "ct.toml").exists()
+        key = signing.make() if fresh and not dry_run else ""
+        if key:
+            output.line(f"made the private key {signing.folder() / signing.key_id(key)}; keep it, and keep it secret")
+        elif fresh:
+            output.line(f"would make a pair of keys in {signing.folder()}")
+        for name, text in files(key).items():
             target = folder / name
             if target.exists():
                 output.line(f"{target} exists, left alone")
@@ -129,6 +136,10 @@ def train(
     pipeline: PipelineFile = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers; 0 trains in one local process.")] = None,
     cause: Annotated[str, typer.Option(help="Why, for the journal.")] = "asked for by hand",
+    seeds: Annotated[int, typer.Option(min=1, max=100, help="Train with so many seeds and show how far the metrics spread.")] = 1,
+    accept_labels: Annotated[
+        str, typer.Option(help="Why labels that jumped since the champion's training are right; it is journaled.")
+    ] = "",
     dry_run: DryRun = False,
     json: AsJson = False,
 ) -> None:
@@ -140,16 +151,24 @@ def train(
             output.line(f"would train on {counts} shards with {inputs['params']}")
             return
         with output.progress("train") as step:
-            version = act.train(act.start_run(cause), workers=workers, on_step=step)
+            more: dict[str, Any] = {"seeds": seeds} if seeds > 1 else {}
+            if accept_labels.strip():
+                more["accepts"] = {"labels": accept_labels}
+            version = act.train(act.start_run(cause, **more), workers=workers, on_step=step)
+        spread = act.spread_of(version)
         data = {
             "version": version.name,
             "verdict": version.verdict,
             "metrics": dict(version.metrics),
             "reasons": version.reasons,
+            **({"seeds": spread} if spread else {}),
         }
 
         def view() -> None:
             output.table(version.name, ("metric", "value"), version.metrics.items())
+            if spread:
+                rows = ((name, found["mean"], found["deviation"]) for name, found in spread["metrics"].items())
+                output.table(f"seeds {', '.join(map(str, spread['seeds']))}", ("metric", "mean", "deviation"), rows)
             output.line(f"verdict: {version.verdict}")
             for reason in version.reasons:
                 output.line(f"  {reason}")

@@ -216,23 +216,21 @@ class Actor:
         """What a run started now would read."""
         return retrain.inputs(self.place)
 
-    def start_run(self, cause: str) -> runs.Run:
-        """Freeze the inputs of a new run."""
-        return retrain.start(self.place, cause=cause)
+    def start_run(self, cause: str, **more: Any) -> runs.Run:
+        """Freeze the inputs of a new run, `more` (seeds, accepts) among them."""
+        return retrain.start(self.place, cause=cause, more=more)
 
     def train(self, run: runs.Run, *, workers: int | None = None, on_step: Step = _silent, **changed: Any) -> versions.Version:
         """Carry a run to its version and verdict. A run that cannot give a model is recorded as failed, then raises."""
         if run.pipeline != self.pipeline.fingerprint():
             error = TrainingFailed(
-                f"the pipeline has changed since {run.id} began",
-                f"fingerprint {run.pipeline[:12]}",
-                "a new run will read it as it is now",
+                f"the pipeline has changed since {run.id} began", f"fingerprint {run.pipeline[:12]}", "begin a new run"
             )
             runs.failed(self.journal, self.pipeline.name, run.id, error=str(error))
             raise error
         self.ensure_ray()
         count = self.settings.workers if workers is None else workers
-        return retrain.carry_out(self.place, run, workers=count, gpu=self._gpu(), on_step=on_step, **changed)
+        return retrain.carry_out(self.place, run, workers=count, gpu=self.gpu(), on_step=on_step, **changed)
 
     def sweep(self, chosen: Any, *, parallel: int, **told: Any) -> Swept:
         """Search the pipeline's space as `chosen` says (see `sweeping.chooser`) and train the best setting whole."""
@@ -261,7 +259,8 @@ class Actor:
         """Clear a version that its gate did not pass. The journal keeps who and why."""
         versions.overrule(self.journal, self.pipeline.name, version, reason=reason)
 
-    def _gpu(self) -> bool:
+    def gpu(self) -> bool:
+        """Has the cluster GPUs?"""
         import ray
 
         return bool(ray.cluster_resources().get("GPU", 0))

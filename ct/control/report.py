@@ -5,10 +5,10 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from ct.control import runs, watching
+from ct.control import reproducing, runs, watching
 from ct.control.place import Place
 from ct.data import catalog, predictions
-from ct.errors import NotFound
+from ct.errors import CtError, NotFound
 from ct.pipeline import Pipeline
 from ct.registry import files, routes, versions
 from ct.settings import Settings
@@ -113,6 +113,8 @@ def why(settings: Settings, pipeline: Pipeline, prediction: str) -> dict[str, An
         "route": {"epoch": found["epoch"], "in force since": entry.at.isoformat(timespec="seconds"), "because": entry.cause},
         "version": {
             "manifest": version.manifest,
+            "signed by": _signed(here, version),
+            "made again": reproducing.last(here, version.name) or "never",
             "gate": version.verdict,
             "overruled by": version.override or "nobody",
             **{f"because ({i})": reason for i, reason in enumerate(version.reasons, 1)},
@@ -126,7 +128,10 @@ def why(settings: Settings, pipeline: Pipeline, prediction: str) -> dict[str, An
             "pipeline": run.pipeline,
             "features": run.facts["features"],
             "weights": run.facts["weights"],
+            "training set": run.facts.get("training_set", ""),
             "rows": run.facts["rows"],
+            "settings": run.facts.get("settings", {}),
+            "lease epoch": run.facts.get("epoch", ""),
             **{f"snapshot {table}": snapshot for table, snapshot in run.snapshots.items()},
             **{f"contract {key}": value for key, value in run.facts["contract"].items()},
         },
@@ -134,6 +139,17 @@ def why(settings: Settings, pipeline: Pipeline, prediction: str) -> dict[str, An
             made.node: f"{made.data['rows']:,} rows, landed {made.at:%Y-%m-%d %H:%M:%S} by {made.actor}" for made in shards
         },
     }
+
+
+def _signed(here: Place, version: versions.Version) -> str:
+    """The key that signed a version's files, and when a person did; or why that does not count."""
+    try:
+        key = f"key {here.artifacts.signed_by(version.manifest)}"
+    except CtError as error:
+        return error.found
+    by_hand = [event for event in here.journal.read(versions.stream(here.pipeline.name), types=["VersionSigned"])]
+    said = [f", by hand of {event.actor}: {event.data['reason']}" for event in by_hand if event.data["version"] == version.name]
+    return key + "".join(said[-1:])
 
 
 def _find(here: Place, prediction: str) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -8,6 +8,7 @@ landing = "landing"        # shards arrive here: landing/<table>/<shard>.parquet
 # database_url = "postgresql+psycopg://user@host/ct"   # default: SQLite in .ct/
 # ray_address = "auto"     # default: Ray on this machine
 port = 8000
+trusted_keys = [KEYS]  # only models signed by one of these are loaded; the private key lies outside the project
 """
 
 _PIPELINE = '''"""What is learned, from which tables, and under which conditions it may go live."""
@@ -36,6 +37,6 @@ pipeline = ct.Pipeline(
 '''
 
 
-def files() -> dict[str, str]:
-    """File name → text."""
-    return {"ct.toml": _TOML, "pipeline.py": _PIPELINE, ".gitignore": ".ct/\nlanding/\n"}
+def files(key: str) -> dict[str, str]:
+    """File name → text. `key` is the public key that is trusted."""
+    return {"ct.toml": _TOML.replace("KEYS", f'"{key}"'), "pipeline.py": _PIPELINE, ".gitignore": ".ct/\nlanding/\n"}

@@ -9,6 +9,7 @@ from typing import Any
 
 from ct.errors import Conflict, NotFound
 from ct.registry import routes
+from ct.store.artifacts import Artifacts
 from ct.store.journal import Event, Guard, Journal, New
 
 
@@ -84,6 +85,21 @@ def overrule(journal: Journal, pipeline: str, name: str, *, reason: str) -> Vers
         raise Conflict("an override without a reason", "one sentence that an auditor will read", "give --override 'REASON'")
     journal.append(stream(pipeline), [New("GateOverruled", {"version": name, "reason": reason})])
     return get(journal, pipeline, name)
+
+
+def sign(journal: Journal, artifacts: Artifacts, pipeline: str, version: Version, *, reason: str) -> str:
+    """Sign a version's files with this user's key, after every byte was checked against the manifest that the journal names.
+
+    The journal keeps who and why. Returns the key's id. Raises Conflict without a reason, NotFound, Corrupt, or Untrusted without a key.
+    """
+    if not reason.strip():
+        raise Conflict("a signature without a reason", "one sentence that an auditor will read", "give --reason 'REASON'")
+    artifacts.get_set(version.manifest)
+    artifacts.sign(version.manifest)
+    key = artifacts.signed_by(version.manifest)
+    data = {"version": version.name, "manifest": version.manifest, "key": key, "reason": reason}
+    journal.append(stream(pipeline), [New("VersionSigned", data)])
+    return key
 
 
 def next_name(journal: Journal, pipeline: str, run: str) -> str:
