@@ -136,7 +136,9 @@ def train(
     pipeline: PipelineFile = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers; 0 trains in one local process.")] = None,
     cause: Annotated[str, typer.Option(help="Why, for the journal.")] = "asked for by hand",
-    seeds: Annotated[int, typer.Option(min=1, max=100, help="Train with so many seeds and show how far the metrics spread.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(min=1, max=100, help="Train with so many seeds and show how far the metrics spread.")
+    ] = 1,
     accept_labels: Annotated[
         str, typer.Option(help="Why labels that jumped since the champion's training are right; it is journaled.")
     ] = "",
@@ -145,17 +147,20 @@ def train(
 ) -> None:
     """Train on all published shards, evaluate against the champion, register the version with its verdict."""
     with output.errors(), actor(root, pipeline) as act:
+        from ct.control import runs
+
         if dry_run:
             inputs = act.run_inputs()
             counts = ", ".join(f"{len(digests)} of {table}" for table, digests in inputs["shards"].items())
-            output.line(f"would train on {counts} shards with {inputs['params']}")
+            output.line(f"would train on {counts} shards with {inputs['params']}, {seeds} seed(s)")
             return
         with output.progress("train") as step:
             more: dict[str, Any] = {"seeds": seeds} if seeds > 1 else {}
             if accept_labels.strip():
                 more["accepts"] = {"labels": accept_labels}
             version = act.train(act.start_run(cause, **more), workers=workers, on_step=step)
-        spread = act.spread_of(version)
+        found = runs.get(act.journal, act.pipeline.name, version.run)
+        spread = found.facts.get("seeds") if found else None
         data = {
             "version": version.name,
             "verdict": version.verdict,

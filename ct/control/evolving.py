@@ -54,7 +54,7 @@ def frozen(place: Place) -> dict[str, Any]:
     if route is None:
         return {}
     version = next(known for known in all_versions(place.journal, line.name) if known.name == route.stable.version)
-    run = _run(place, version.run)
+    run = runs.get(place.journal, line.name, version.run)
     facts = run.facts if run else {}
     return {
         "version": version.name,
@@ -63,11 +63,6 @@ def frozen(place: Place) -> dict[str, Any]:
         "weights": facts.get("weights", ""),
         "warm": facts.get("start", {}).get("warm", 0),
     }
-
-
-def _run(place: Place, key: str) -> runs.Run | None:
-    known = runs.all_runs(place.journal, place.pipeline.name)
-    return next((run for run in known if run.id == key), None)
 
 
 def begin(place: Place, run: runs.Run, model: Any, fitted: Encoder) -> Beginning:
@@ -186,7 +181,7 @@ def _seen(place: Place, run: runs.Run, data: Rows) -> tuple[Floats | None, dict[
         return None, {}
     champion = predictor(place, files.fetch(place.artifacts, run.start["manifest"]))
     columns = seen_by(place, champion, data)
-    before = _run(place, run.start["run"])
+    before = runs.get(place.journal, place.pipeline.name, run.start["run"])
     moved = _drift(place, before, {name: columns[name] for name in champion.encoder.names}, data) if before else {}
     if Objective.from_json(champion.spec.objective) != place.pipeline.label.objective:
         return None, moved
@@ -230,7 +225,7 @@ def label_rates(objective: Objective, label: Floats) -> list[float]:
 def check_labels(place: Place, run: runs.Run, data: Rows) -> None:
     """Raises TrainingFailed, "invalid", when the labels that are new since the champion's training differ from those it learned, beyond
     noise and by more than the pipeline's `label_jump`. A run that accepts "labels" is not refused."""
-    before = _run(place, run.start["run"]) if run.start else None
+    before = runs.get(place.journal, place.pipeline.name, run.start["run"]) if run.start else None
     new = newer(before, data) if before is not None else None
     if before is None or new is None or "labels" in run.accepts:
         return

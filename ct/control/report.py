@@ -9,8 +9,11 @@ from ct.control import reproducing, runs, watching
 from ct.control.place import Place
 from ct.data import catalog, predictions
 from ct.errors import CtError, NotFound
+from ct.monitoring.performance import HEADLINE
+from ct.objectives import Objective
 from ct.pipeline import Pipeline
 from ct.registry import files, routes, versions
+from ct.serving import answers
 from ct.settings import Settings
 from ct.store import lineage
 from ct.store.artifacts import Artifacts
@@ -37,7 +40,7 @@ def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> d
     return data | {
         "pipeline": name,
         "tables": [_table(journal, table.name) for table in pipeline.all_tables],
-        "versions": [_version(item, alias, live) for item in versions.all_versions(journal, name)],
+        "versions": [_version(item, alias, live, pipeline.label.objective) for item in versions.all_versions(journal, name)],
         "route": {
             "epoch": route.epoch,
             "stable": route.stable.version,
@@ -46,7 +49,15 @@ def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> d
         if route
         else None,
         "runs": [
-            {"run": run.id, "cause": run.cause, "outcome": run.outcome or "unfinished"} for run in runs.all_runs(journal, name)
+            {
+                "run": run.id,
+                "cause": run.cause,
+                "outcome": run.outcome or "unfinished",
+                "state": run.state,
+                "start": run.facts.get("start", {}).get("from", "scratch"),
+                "seeds": run.facts.get("seeds", {}),
+            }
+            for run in runs.all_runs(journal, name)
         ],
         "alerts": [
             {"at": event.at.isoformat(timespec="seconds"), **event.data}
@@ -72,15 +83,17 @@ def _table(journal: Journal, name: str) -> dict[str, Any]:
     }
 
 
-def _version(item: versions.Version, alias: dict[str, str], live: dict[str, Any]) -> dict[str, Any]:
-    seen = live.get(item.name, {})
+def _version(item: versions.Version, alias: dict[str, str], live: dict[str, Any], objective: Objective) -> dict[str, Any]:
+    seen, name = live.get(item.name, {}), HEADLINE[objective.kind]
+    judged = {"auroc": item.metrics.get("auroc"), "ece": item.metrics.get("ece")} if objective.kind == "binary" else {}
     return {
         "version": item.name,
         "alias": alias[item.name],
         "verdict": item.verdict + (" (overruled)" if item.override else ""),
-        "auroc": item.metrics.get("auroc"),
-        "ece": item.metrics.get("ece"),
-        "live_auroc": seen.get("auroc"),
+        **judged,
+        name: item.metrics.get(name),
+        f"live_{name}": seen.get(name),
+        "metric": name,
         "labelled": seen.get("labelled"),
         "run": item.run,
     }
@@ -90,6 +103,7 @@ def why(settings: Settings, pipeline: Pipeline, prediction: str) -> dict[str, An
     """From a prediction back to the rows it was learned from. Raises NotFound for an unknown id."""
     here = place(settings, pipeline)
     found, label = _find(here, prediction)
+    objective = pipeline.label.objective
     version = versions.get(here.journal, pipeline.name, found["version"])
     run = next(item for item in runs.all_runs(here.journal, pipeline.name) if item.id == version.run)
     entry = next(item for item in routes.history(here.journal, pipeline.name) if item.route.epoch == found["epoch"])
@@ -101,11 +115,11 @@ def why(settings: Settings, pipeline: Pipeline, prediction: str) -> dict[str, An
         "prediction": {
             "id": prediction,
             "answered": _moment(found["t"]),
-            "score": found["score"],
+            **answers.read(objective, found),
             "arm": found["arm"],
             "version": found["version"],
             "latency_ms": found["latency_ms"],
-            "truth": "not known yet" if label is None else label["label"],
+            "truth": _truth(objective, label),
             **{f"segment {key}": value for key, value in found["context"].items()},
         },
         "asked": found["request"],
@@ -150,6 +164,13 @@ def _signed(here: Place, version: versions.Version) -> str:
     by_hand = [event for event in here.journal.read(versions.stream(here.pipeline.name), types=["VersionSigned"])]
     said = [f", by hand of {event.actor}: {event.data['reason']}" for event in by_hand if event.data["version"] == version.name]
     return key + "".join(said[-1:])
+
+
+def _truth(objective: Objective, label: dict[str, Any] | None) -> Any:
+    if label is None:
+        return "not known yet"
+    told = label["label"]
+    return told if told is None or not objective.classes else objective.classes[int(told)]
 
 
 def _find(here: Place, prediction: str) -> tuple[dict[str, Any], dict[str, Any] | None]:

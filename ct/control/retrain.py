@@ -15,6 +15,7 @@ from ct.control.fitting import Fitted, fit
 from ct.control.judging import Report, judge
 from ct.control.packing import files_of, named
 from ct.control.place import Place, Step
+from ct.control.repeating import spread
 from ct.control.rows import Rows, profiled_by, rows, take
 from ct.data import catalog
 from ct.data.profile import Profiles
@@ -105,6 +106,7 @@ def _carried(
     model = model or line.model.resolved({})
     fitted = fit(place, run, data, model, workers=workers, gpu=gpu, on_step=on_step)
     lease.check()
+    seeds = spread(place, run, data, fitted, workers=workers, gpu=gpu, on_step=on_step)
     on_step("export")
     made = files_of(place, run, versions.next_name(place.journal, line.name, run.id), data, fitted)
     on_step("evaluation")
@@ -113,6 +115,7 @@ def _carried(
     facts = {
         **_facts(place, run, data, fitted, model),
         "labels": counts,
+        "seeds": seeds,
         "workers": workers,
         "epoch": lease.epoch,
         "profile": place.artifacts.put(profile.to_bytes()),

@@ -17,7 +17,7 @@ class Run:
 
     `start` is the champion when it began ({} for none): "version", "manifest", "weights" (digest), "run", and "warm", how many runs in a
     row began with their champion's weights before it. `seeds` is with how many seeds the model is trained, `accepts` what a person said
-    may be odd this time ("labels").
+    may be odd this time, with the reason ("labels").
     `outcome` is "" while it is unfinished, else "registered" or "failed"; `state` of a failed one is "failed", "invalid" or "diverged".
     """
 
@@ -37,7 +37,7 @@ class Run:
     facts: Mapping[str, Any] = field(default_factory=dict)
     start: Mapping[str, Any] = field(default_factory=dict)
     seeds: int = 1
-    accepts: tuple[str, ...] = ()
+    accepts: Mapping[str, str] = field(default_factory=dict)
     state: str = ""
 
     @property
@@ -63,6 +63,11 @@ def all_runs(journal: Journal, pipeline: str) -> tuple[Run, ...]:
         elif event.type == "RunFailed":
             runs[key] = replace(runs[key], outcome="failed", error=event.data["error"], state=event.data.get("state", "failed"))
     return tuple(runs.values())
+
+
+def get(journal: Journal, pipeline: str, run: str) -> Run | None:
+    """One run, None where the journal knows none of that name."""
+    return next((known for known in all_runs(journal, pipeline) if known.id == run), None)
 
 
 def start(journal: Journal, pipeline: str, *, cause: str, inputs: Mapping[str, Any]) -> Run:
@@ -110,5 +115,5 @@ def _run(event: Event) -> Run:
         started=event.at,
         start=data.get("start", {}),
         seeds=data.get("seeds", 1),
-        accepts=tuple(data.get("accepts", ())),
+        accepts=data.get("accepts", {}),
     )
