@@ -55,13 +55,17 @@ class Learner:
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._average = [parameter.detach().clone() for parameter in self._trained] if model.average else []
+        # by owner and name, because a module may put another tensor in its buffer's place; walking the modules takes long
+        self._owned = [
+            (part._buffers, name) for part in module.modules() for name, value in part._buffers.items() if value is not None
+        ]
         self._tables: list[lookups.Table] | None = None
         self._dense = self._trained
 
     def step(self, step: int, shards: Iterable[Shard], rows: int, group: Group) -> Seen:
         """One optimizer step over this worker's shards and, through the tree, everybody else's. `rows` are the step's rows on all workers."""
         tree, looked_up = determinism.Tree(), list[lookups.Noted]()
-        before = self._buffers()
+        before = [buffer.clone() for buffer in self._buffers()]
         weighed = False
         for shard in shards:
             if self._tables is None:
@@ -78,9 +82,9 @@ class Learner:
         tables = self._tables or []
         sparse = lookups.add(tables, looked_up, rows, count, group) if tables else []
         size = sum(parameter.numel() for parameter in self._dense)
-        loss, weight = total[size : size + 2].tolist()
-        divisor = (weight or 1.0) if weighed else rows
-        self._settle(total[size + 2 :], before)
+        loss, *weight = total[size : size + 1 + weighed].tolist()
+        divisor = (weight[0] or 1.0) if weighed else rows
+        self._settle(total[size + 1 + weighed :])
         gradients = [total[:size].mul_(1 / divisor), *(gradient.mul_(1 / divisor) for gradient in sparse)]
         return self._move(step, loss / divisor, gradients)
 
@@ -106,16 +110,16 @@ class Learner:
             (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
             for parameter, gradient in zip(self._dense, found[:wide], strict=True)
         ]
-        weight = loss.new_tensor(len(shard.label)) if shard.weight is None else shard.weight.sum()
-        floats = [buffer.reshape(-1) for buffer in self._buffers(copied=False) if buffer.is_floating_point()]
-        part = torch.cat([*parts, torch.stack([loss.detach(), weight]), *floats])
+        numbers = [loss.detach().view(1), *([] if shard.weight is None else [shard.weight.sum().view(1)])]
+        floats = [buffer.reshape(-1) for buffer in self._buffers() if buffer.is_floating_point()]
+        part = torch.cat([*parts, *numbers, *floats])
         return part, lookups.noted(tables, calls, found[apart:], len(shard.label))
 
     def _choose(self, shard: Shard) -> None:
         """Which embeddings take the sparse path: decided by made-up rows, so that every worker decides alike, in a resumed run too."""
         tables = lookups.candidates(self.module, self._model.batch // self._model.shards)
         if tables:
-            before = self._buffers()
+            before = [buffer.clone() for buffer in self._buffers()]
             self._random(0)
             numeric, category = (torch.zeros_like(values[:1]).expand(3, -1) for values in (shard.numeric, shard.category))
             with self._precision():
@@ -171,18 +175,18 @@ class Learner:
         """Seed torch's generator of this device. torch.manual_seed seeds every device there is, and takes a hundred times as long."""
         (torch.default_generator if self._device == "cpu" else torch.cuda).manual_seed(seed)
 
-    def _buffers(self, copied: bool = True) -> list[Tensor]:
-        return [buffer.clone() if copied else buffer for buffer in self.module.buffers()]
+    def _buffers(self) -> list[Tensor]:
+        return [owner[name] for owner, name in self._owned]
 
     def _put(self, before: list[Tensor]) -> None:
         """Every shard begins with the buffers that the step began with."""
-        for buffer, value in zip(self.module.buffers(), before, strict=True):
+        for buffer, value in zip(self._buffers(), before, strict=True):
             buffer.copy_(value)
 
-    def _settle(self, total: Tensor, before: list[Tensor]) -> None:
+    def _settle(self, total: Tensor) -> None:
         """Floating buffers become their mean over the shards; others are as after one shard. Unchanged ones keep their bits: V is a power of two."""
         at = 0
-        for buffer in self.module.buffers():
+        for buffer in self._buffers():
             if buffer.is_floating_point():
                 buffer.copy_((total[at : at + buffer.numel()] * (1 / self._model.shards)).view_as(buffer))
                 at += buffer.numel()
@@ -224,12 +228,14 @@ class Learner:
     def judged(self) -> Iterator[nn.Module]:
         """The module as it would be the model now: averaged weights, eval mode. Afterwards it trains on as before."""
         newest = [parameter.detach().clone() for parameter in self._trained] if self._average else []
-        with torch.no_grad():
-            torch._foreach_copy_([parameter.detach() for parameter in self._trained][: len(newest)], self._average)
+        if newest:
+            with torch.no_grad():
+                torch._foreach_copy_([parameter.detach() for parameter in self._trained], self._average)
         self.module.eval()
         try:
             yield self.module
         finally:
             self.module.train()
-            with torch.no_grad():
-                torch._foreach_copy_([parameter.detach() for parameter in self._trained][: len(newest)], newest)
+            if newest:
+                with torch.no_grad():
+                    torch._foreach_copy_([parameter.detach() for parameter in self._trained], newest)

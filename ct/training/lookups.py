@@ -23,6 +23,7 @@ class Table:
 
     def __init__(self, name: str, embedding: nn.Embedding) -> None:
         self.name, self.embedding, self.active, self.each = name, embedding, False, 0
+        self.values = embedding.weight.detach()  # the same memory
         self.calls: list[tuple[Tensor, Tensor]] = []
         embedding.forward = partial(_look_up, self)  # type: ignore[method-assign]
 
@@ -38,10 +39,9 @@ class Table:
 
 def _look_up(table: Table, ids: Tensor) -> Tensor:
     """The embedding's forward. While a shard is computed its output is a leaf, whose gradient is all that is asked for."""
-    weight = table.embedding.weight
     if not (table.active and torch.is_grad_enabled()):
-        return nf.embedding(ids, weight)
-    out = nf.embedding(ids, weight.detach()).requires_grad_()
+        return nf.embedding(ids, table.embedding.weight)
+    out = torch.embedding(table.values, ids).requires_grad_()
     table.calls.append((ids, out))
     return out
 
@@ -118,8 +118,9 @@ def end(tables: list[Table]) -> list[list[tuple[Tensor, Tensor]]]:
 
 @dataclass
 class Noted:
-    """What one shard looked up: for each table its ids [n] and the gradients [n, width] of what came out."""
+    """What one shard looked up, table after table and call after call: ids, and the gradients of what came out. `calls` counts each table's."""
 
+    calls: list[int]
     ids: list[Tensor]
     gradients: list[Tensor]
 
@@ -129,24 +130,19 @@ def noted(
 ) -> Noted:
     """A shard's look-ups and their gradients, these in the order of all calls. Raises TrainingFailed when it looked up more or fewer ids
     than its `rows` rows should."""
-    found, at = Noted([], []), 0
     for table, made in zip(tables, calls, strict=True):
-        wide = [
-            torch.zeros_like(out) if gradient is None else gradient
-            for (_, out), gradient in zip(made, gradients[at : at + len(made)], strict=True)
-        ]
-        at += len(made)
-        ids = [ids.reshape(-1) for ids, _ in made]
-        if sum(part.numel() for part in ids) != table.each * rows:
+        count = sum(ids.numel() for ids, _ in made)
+        if count != table.each * rows:
             raise TrainingFailed(
-                f"the model looked up {sum(part.numel() for part in ids)} ids of {table.name} for {rows} rows",
-                f"{table.each} for each row, as for other rows",
+                f"the model looked up {count} ids of {table.name} for {rows} rows",
+                f"{table.each * rows}, as many a row as for other rows",
                 "call torch.nn.functional.embedding(ids, table.weight) where the number of ids depends on the rows",
             )
-        flat = [gradient.reshape(-1, table.width) for gradient in wide]
-        found.ids.append(ids[0] if len(ids) == 1 else torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64))
-        found.gradients.append(flat[0] if len(flat) == 1 else torch.cat(flat) if flat else torch.zeros(0, table.width))
-    return found
+    flat = [pair for made in calls for pair in made]
+    found = [
+        torch.zeros_like(out) if gradient is None else gradient for (_, out), gradient in zip(flat, gradients, strict=True)
+    ]
+    return Noted([len(made) for made in calls], [ids for ids, _ in flat], found)
 
 
 def add(tables: list[Table], shards: list[Noted], rows: int, count: int, group: Group) -> list[Tensor]:
@@ -157,17 +153,37 @@ def add(tables: list[Table], shards: list[Noted], rows: int, count: int, group: 
     everybody = _gathered(tables, shards, rows, count, group)
     found = []
     for table, ids, gradients in zip(tables, *everybody, strict=True):
-        weight = table.embedding.weight
-        found.append(torch.zeros_like(weight).index_add_(0, ids, gradients))
+        found.append(torch.zeros_like(table.values).index_add_(0, ids, gradients))
     return found
+
+
+def _joined(tables: list[Table], shards: list[Noted]) -> tuple[list[Tensor], list[Tensor]]:
+    """For each table all ids [n] and gradients [n, width] of these shards, in order."""
+    ids: list[list[Tensor]] = [[] for _ in tables]
+    gradients: list[list[Tensor]] = [[] for _ in tables]
+    for shard in shards:
+        at = 0
+        for place, calls in enumerate(shard.calls):
+            ids[place] += shard.ids[at : at + calls]
+            gradients[place] += shard.gradients[at : at + calls]
+            at += calls
+    return (
+        [
+            torch.cat([part.reshape(-1) for part in parts]) if parts else table.values.new_zeros(0, dtype=torch.int64)
+            for table, parts in zip(tables, ids, strict=True)
+        ],
+        [
+            torch.cat([part.reshape(-1, table.width) for part in parts]) if parts else table.values[:0]
+            for table, parts in zip(tables, gradients, strict=True)
+        ],
+    )
 
 
 def _gathered(
     tables: list[Table], shards: list[Noted], rows: int, count: int, group: Group
 ) -> tuple[list[Tensor], list[Tensor]]:
     """For each table the ids and gradients of all workers, in order of rows."""
-    ids = [torch.cat([shard.ids[at] for shard in shards]) for at in range(len(tables))]
-    gradients = [torch.cat([shard.gradients[at] for shard in shards]) for at in range(len(tables))]
+    ids, gradients = _joined(tables, shards)
     if group.world == 1:
         return ids, gradients
     owned = [determinism.owned(count, rank, group.world) for rank in range(group.world)]

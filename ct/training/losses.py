@@ -17,7 +17,8 @@ def loss(objective: Objective, raw: Tensor, label: Tensor, weight: Tensor | None
     """
     wide = objective.outputs > 1
     members = raw if raw.dim() == (3 if wide else 2) else raw.unsqueeze(1)
-    each = _rows(objective, members, label).mean(dim=1)
+    each = _rows(objective, members, label)
+    each = each.squeeze(1) if each.shape[1] == 1 else each.mean(dim=1)
     return each.sum() if weight is None else (each * weight).sum()
 
 
