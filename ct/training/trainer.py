@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import logging
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.errors import CtError, TrainingFailed
+from ct.errors import TrainingFailed
 from ct.ids import describe, fingerprint
 from ct.objectives import BINARY, Objective
-from ct.training import checkpoint, warm
+from ct.training import checkpoint, data, warm
 from ct.training.declare import Torch, pickled, unpickled
-from ct.training.determinism import ENVIRONMENT
+from ct.training.watchdog import Watch
 
 Progress = Callable[[Mapping[str, Any]], None]
-MAX_FAILURES = 3
-COLLECTIVE_TIMEOUT_S = 300
+Workers = int | tuple[int, int]
+CHECKPOINT_S = 30.0
+HANG_S = 30.0
 
 
 @dataclass(frozen=True)
 class Trained:
-    """A trained model: its state by name, SHA-256 over it, the numeric contract, one entry an epoch, and the step it resumed from."""
+    """A trained model: its state by name, SHA-256 over it, the numeric contract, one entry an epoch, and the step it resumed from.
+
+    `best` is the epoch that early stopping chose, -1 where it did not choose. `notes` say what happened besides: a checkpoint passed
+    over, a worker that hung.
+    """
 
     weights: Mapping[str, NDArray[Any]]
     digest: str
     contract: Mapping[str, Any]
     history: tuple[Mapping[str, Any], ...]
     resumed: int = 0
+    best: int = -1
+    notes: tuple[str, ...] = ()
 
 
 def train(
@@ -40,42 +49,93 @@ def train(
     objective: Objective = BINARY,
     stop: Path | None = None,
     start: Mapping[str, NDArray[Any]] | None = None,
-    workers: int = 0,
+    workers: Workers = 0,
     gpu: bool = False,
     run: str,
     storage: Path,
     checkpoints: bool = True,
+    every_s: float = CHECKPOINT_S,
+    every_steps: int = 0,
+    hang_s: float = HANG_S,
+    before: Sequence[float] | None = None,
     on_progress: Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Trained:
     """Train `model` (without searches) on the set saved in `folder`. `workers` 0 trains in the warm local process.
 
+    A number of workers is a group that is kept warm for the next run and reserves no CPU; (min, max) is an elastic group for this run,
+    which reserves one CPU a worker and takes as many as the cluster has. With `gpu` each worker takes one GPU, at least one worker.
     `stop` holds the set on which `patience` looks. `start` are weights to begin with, by name; those it lacks begin as the module says.
 
     `run` names the run below `storage`; a run that was killed and is called again goes on from its newest checkpoint and ends with the
-    same bytes. Both folders must be reachable from every worker. With `gpu` each worker takes one GPU, at least one worker.
-    `on_progress` gets {"epoch", "loss", "steps", "rows", "epochs"} after each epoch.
-    Raises TrainingFailed when the loss is no number or the model cannot be built, Unavailable without Ray.
+    same bytes. Both folders must be reachable from every worker. A checkpoint is written after each epoch, after `every_s` seconds and,
+    if set, every `every_steps` steps. A worker that gives no sign of life for `hang_s` seconds is killed, and training goes on.
+    `on_progress` gets {"epoch", "loss", "steps", "rows", "epochs"} after each epoch, with "stop_loss" where there is `stop`; `on_note`
+    what is to be told besides. None of these changes a byte of the result.
+
+    Raises TrainingFailed with the state "invalid" for rows that nothing can be learned from (`before` are the last run's label rates),
+    with "diverged" when the loss is no number or explodes, else "failed"; Unavailable without Ray.
     """
-    if model.searches():
-        raise TrainingFailed(f"the model still searches {sorted(model.searches())}", "values", "call resolved() first")
-    count = max(workers, 1) if gpu else workers
-    if count > model.shards:
-        raise TrainingFailed(
-            f"{count} workers for {model.shards} logical shards", f"at most {model.shards} workers", "use fewer, or more shards"
-        )
+    lowest, highest = checked(model, workers, gpu)
+    if faults := data.faults(data.TrainingSet.open(folder)[0], objective, before=before):
+        raise TrainingFailed("; ".join(faults), "rows to learn from", "look at the data, or at its contract", state="invalid")
     home = storage.resolve() / run
     home.mkdir(parents=True, exist_ok=True)
-    progress = home / "progress.jsonl"
+    progress, beats, notes = home / "progress.jsonl", home / "beats", []
     progress.unlink(missing_ok=True)
-    args = (job_of(folder, model, objective, stop=stop, start=start), count, gpu, run, str(storage.resolve()), checkpoints)
-    outcome = warm.call(_fit, *args, progress=progress, on_progress=on_progress)
-    if outcome.diverged_at >= 0:
+    shutil.rmtree(beats, ignore_errors=True)
+
+    def note(text: str) -> None:
+        notes.append(text)
+        (on_note or logging.getLogger("ct.training").warning)(text)
+
+    def line(said: Mapping[str, Any]) -> None:
+        if "note" in said:
+            (on_note or logging.getLogger("ct.training").info)(str(said["note"]))
+        elif "epoch" in said and on_progress:
+            on_progress(said)
+
+    if model.patience and stop is None:
+        note("patience has no rows to look at: all epochs are trained")
+    job = replace(
+        job_of(folder, model, objective, stop=stop, start=start),
+        checkpoints=str(home / "checkpoints") if checkpoints else "",
+        progress=str(progress),
+        every_s=every_s,
+        every_steps=every_steps,
+        beats=str(beats),
+    )
+    count: Workers = highest if lowest == highest and not isinstance(workers, tuple) else (lowest, highest)
+    watch = Watch(beats, hang_s, note)
+    outcome = warm.call(_fit, job, count, gpu, progress=progress, on_progress=line, watch=watch.look)
+    if outcome.fault:
         raise TrainingFailed(
-            f"the run diverged at step {outcome.diverged_at}: its loss is no number",
-            "a finite loss",
-            "lower lr or look for odd values",
+            f"the run diverged at step {outcome.diverged_at}: {outcome.fault}",
+            "a finite loss that does not explode",
+            "lower lr, set clip, or look for odd values",
+            state="diverged",
         )
-    return Trained(outcome.weights, checkpoint.digest(outcome.weights), outcome.contract, outcome.history, outcome.resumed)
+    told = (*notes, *outcome.notes)
+    weights = outcome.weights
+    return Trained(weights, checkpoint.digest(weights), outcome.contract, outcome.history, outcome.resumed, outcome.best, told)
+
+
+def checked(model: Torch, workers: Workers, gpu: bool) -> tuple[int, int]:
+    """The least and the most workers. Raises TrainingFailed for numbers or a model that cannot be trained with."""
+    if model.searches():
+        raise TrainingFailed(f"the model still searches {sorted(model.searches())}", "values", "call resolved() first")
+    lowest, highest = workers if isinstance(workers, tuple) else (workers, workers)
+    if gpu:
+        lowest, highest = max(lowest, 1), max(highest, 1)
+    if lowest < isinstance(workers, tuple) or lowest > highest:
+        raise TrainingFailed(f"{workers} workers", "a number of at least 0, or (min, max) with 1 <= min <= max", "mend it")
+    if highest > model.shards:
+        raise TrainingFailed(
+            f"{highest} workers for {model.shards} logical shards",
+            f"at most {model.shards} workers",
+            "use fewer, or more shards",
+        )
+    return lowest, highest
 
 
 def job_of(
@@ -113,67 +173,15 @@ def _raw(model: bytes, paths: tuple[str, ...], objective: Objective, weights: di
     return building.raw(unpickled(model, paths), objective, weights, Path(folder))
 
 
-def _fit(job: Any, workers: int, gpu: bool, run: str, storage: str, checkpoints: bool) -> Any:
+def _fit(job: Any, workers: Workers, gpu: bool) -> Any:
     """Runs in the warm process."""
-    import dataclasses
-
-    from ray import train as ray_train
-    from ray.train import torch as ray_torch
-
-    from ct.training import building
+    from ct.training import building, groups
     from ct.training.data import TrainingSet
 
-    home = Path(storage) / run
-    folder = str(home / "checkpoints") if checkpoints else ""
-    job = dataclasses.replace(job, checkpoints=folder, progress=str(home / "progress.jsonl"))
     if workers:  # a model that cannot be built is found here, before workers are started for it
         building.build(unpickled(job.model, job.paths), TrainingSet.open(Path(job.folder))[0], job.objective)
-    # Ray's annotations are still those of Train v1; what runs is v2.
-    v2: Any = ray_train
-    torch_v2: Any = ray_torch
-    trainer = torch_v2.TorchTrainer(
-        _worker,
-        train_loop_config={"job": job, "gpu": gpu},
-        scaling_config=v2.ScalingConfig(num_workers=workers, use_gpu=gpu),
-        torch_config=torch_v2.TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S),
-        run_config=v2.RunConfig(
-            name=run,
-            storage_path=storage,
-            failure_config=v2.FailureConfig(max_failures=MAX_FAILURES),
-            worker_runtime_env={"env_vars": dict(ENVIRONMENT)},
-        ),
-    )
+        return groups.do(job, workers, gpu)
     try:
-        return trainer.fit().return_value
+        return groups.alone(job)
     except Exception as error:
-        raise _failed(error) from error
-
-
-def _failed(error: BaseException) -> CtError:
-    """What stopped a run, from inside Ray's wrappings: an error of `ct` as it is, anything else as a failed training."""
-    seen = error
-    for _ in range(10):
-        failures = getattr(seen, "worker_failures", None)
-        inner = next(iter(failures.values())) if failures else getattr(seen, "cause", None) or seen.__cause__
-        if isinstance(seen, CtError) or inner is None:
-            break
-        seen = inner
-    if isinstance(seen, CtError):
-        return seen
-    return TrainingFailed(
-        f"training stopped with {type(seen).__name__}: {seen}",
-        "a run to its end",
-        "mend the cause and call it again; it goes on",
-    )
-
-
-def _worker(config: dict[str, Any]) -> Any:
-    """Runs in each worker, and in the warm process in local mode. Our own checkpoints are in place before a report says so."""
-    import ray.train
-
-    from ct.training import determinism, loop
-
-    context = ray.train.get_context()
-    device = "cuda" if config["gpu"] else "cpu"
-    group = determinism.Group(context.get_world_rank(), context.get_world_size(), device, ray.train.report)
-    return loop.run(config["job"], group)
+        raise groups.told(groups.cause(error)) from error

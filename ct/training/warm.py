@@ -15,19 +15,22 @@ T = TypeVar("T")
 _POLL_S = 0.1
 
 
-def start() -> None:
-    """Begin to warm the process up without waiting: it imports what training needs and makes the slow first export.
+def start(workers: object = 0) -> None:
+    """Begin to warm the process up without waiting: it imports what training needs and makes the slow first export. With a fixed number of
+    `workers` it starts their group as well.
 
     About 10 s of one core, best spent while data is still being read.
     """
-    _process(_driver()).call.remote(_prepare)
+    _process(_driver()).call.remote(_prepare, workers)
 
 
-def _prepare() -> None:
+def _prepare(workers: object) -> None:
     from ray.train import torch as _  # noqa: F401
 
-    from ct.training import export, loop  # noqa: F401
+    from ct.training import export, groups, loop  # noqa: F401
 
+    if isinstance(workers, int) and workers:
+        groups.kept(workers)
     export.rehearse()
 
 
@@ -36,8 +39,9 @@ def call(
     *args: Any,
     progress: Path | None = None,
     on_progress: Callable[[Mapping[str, Any]], None] | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> T:
-    """`function(*args)` in the warm process. Lines that appear in the file `progress` go to `on_progress` meanwhile.
+    """`function(*args)` in the warm process. Lines that appear in the file `progress` go to `on_progress` meanwhile, and `watch` is called.
 
     Raises what the function raises, and Unavailable when there is no Ray or the process cannot be kept alive.
     """
@@ -47,8 +51,10 @@ def call(
     waiting = process.call.remote(function, *args)
     try:
         seen = 0
-        while not ray.wait([waiting], timeout=_POLL_S if on_progress else None)[0]:
+        while not ray.wait([waiting], timeout=_POLL_S if on_progress or watch else None)[0]:
             seen = _tell(progress, seen, on_progress)
+            if watch:
+                watch()
         _tell(progress, seen, on_progress)
         result: T = ray.get(waiting)
     except ray.exceptions.RayTaskError as error:
@@ -92,7 +98,7 @@ def _process(driver: str) -> Any:
             """The function's result."""
             return function(*args)
 
-    # Ray Train asks its workers every 0.2 s instead of 2 s, and starts no watcher for preemptions: our loop saves every epoch anyway.
+    # Ray Train asks its workers every 0.2 s instead of 2 s, and starts no watcher for preemptions: our loop saves often enough.
     environment = {**ENVIRONMENT, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     # No CPU is reserved, because it idles between runs and must not keep others from theirs. A killed one is restarted and asked
     # again: training then goes on from its newest checkpoint.

@@ -1,8 +1,10 @@
-"""The loop's parts that need no Ray: batch statistics, checkpoints, learning rate."""
+"""The loop in this process, without Ray: batch statistics, checkpoints, resuming in the middle of an epoch, early stopping, lost runs."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from ct.features.encode import Shape
 from ct.objectives import BINARY
-from ct.training import building, checkpoint, determinism, learner, loop
+from ct.training import building, checkpoint, data, determinism, learner, loop
 from ct.training.data import TrainingSet
 from ct.training.declare import Torch, pickled
 
@@ -38,69 +40,134 @@ def folder(tmp_path: Path) -> Path:
     return TrainingSet(numeric, np.zeros((1000, 0), np.int64), label, Shape(4, ())).save(tmp_path / "set")
 
 
-def job(folder: Path, model: Torch, checkpoints: Path | None = None) -> loop.Job:
-    return loop.Job(str(folder), *pickled(model), "same", checkpoints=str(checkpoints or ""))
+def job(folder: Path, model: Torch, checkpoints: Path | None = None, **more: Any) -> loop.Job:
+    return loop.Job(str(folder), *pickled(model), "same", checkpoints=str(checkpoints or ""), **more)
+
+
+class Ended(Exception):
+    """Stands for a kill: the loop is left at once."""
+
+
+def end_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    plain = learner.Learner.step
+
+    def stepping(self: Any, at: int, *args: Any) -> Any:
+        if at == step:
+            raise Ended
+        return plain(self, at, *args)
+
+    monkeypatch.setattr(learner.Learner, "step", stepping)
 
 
 def test_batch_statistics_are_the_mean_over_the_logical_shards(folder: Path) -> None:
     model = Torch(Normed, epochs=1, batch=1000, shards=8)
     made = loop.run(job(folder, model), determinism.Group())
     rows, digest = TrainingSet.open(folder)
-    taken = loop.data.order(1000, digest, 0, 0)
+    taken = data.order(1000, digest, 0, 0)
     means = [rows.numeric[taken[1000 * at // 8 : 1000 * (at + 1) // 8]].mean(axis=0) for at in range(8)]
     np.testing.assert_allclose(made.weights["norm.running_mean"], 0.1 * np.mean(means, axis=0), rtol=1e-4)
     assert made.weights["norm.num_batches_tracked"] == 1
 
 
-def test_the_first_gradient_is_that_of_the_mean_loss(folder: Path) -> None:
-    class Plain(Normed):
-        def forward(self, numeric: Tensor, category: Tensor) -> Tensor:
-            found: Tensor = self.layer(numeric).squeeze(1)
-            return found
-
-    model = Torch(Plain, batch=1000)
-    rows, _ = TrainingSet.open(folder)
-    numeric, category, label = (torch.from_numpy(np.array(v)) for v in (rows.numeric, rows.category, rows.label))
-    plain = building.construct(model, Shape(4, ()))
-    nn.functional.binary_cross_entropy_with_logits(plain(numeric, category), label).backward()
-    made = learner.Learner(building.construct(model, Shape(4, ())), model, BINARY, "cpu", 10)
-    parts = [slice(at * 125, (at + 1) * 125) for at in range(8)]
-    shards = (learner.Shard(at, numeric[part], category[part], label[part], None) for at, part in enumerate(parts))
-    made.step(0, shards, 1000, determinism.Group())
-    moment = made.tensors()["exp_avg"] / 0.1
-    expected = plain.layer.weight.grad.numpy().ravel()
-    place = next(at for parameter, at in made._places if parameter is made.module.layer.weight)
-    np.testing.assert_allclose(moment[place : place + 4], expected, rtol=1e-4)
-
-
 def test_a_changed_checkpoint_is_passed_over(folder: Path, tmp_path: Path) -> None:
     model = Torch(Normed, epochs=3, batch=250)
     whole = loop.run(job(folder, model, tmp_path / "points"), determinism.Group())
-    points = sorted((tmp_path / "points").glob("step-*"))
+    points = sorted((tmp_path / "points").glob("attempt-*/step-*"))
     assert len(points) == 2, "only the newest two are kept"
     data = bytearray((points[-1] / "state.safetensors").read_bytes())
     data[-1] ^= 1
     (points[-1] / "state.safetensors").write_bytes(data)
     again = loop.run(job(folder, model, tmp_path / "points"), determinism.Group())
     assert again.resumed == 8
+    assert "step-000000000012 cannot be used: its tensors have changed" in again.notes[0]
+    assert again.history == whole.history
     assert checkpoint.digest(again.weights) == checkpoint.digest(whole.weights)
 
 
-def test_torn_checkpoints_are_passed_over_and_swept_up(tmp_path: Path) -> None:
-    torn = tmp_path / "step-000000007-aa"
-    torn.mkdir()
-    (torn / "state.safetensors").write_bytes(b"half")
-    assert checkpoint.newest(tmp_path, "k") is None
-    checkpoint.save(tmp_path, checkpoint.Checkpoint("k", 9, {"a": np.ones(3)}, ()))
-    found = checkpoint.newest(tmp_path, "k")
-    assert found is not None
-    assert found.step == 9
-    assert not torn.exists()
-    assert checkpoint.newest(tmp_path, "other") is None
+def test_it_goes_on_in_the_middle_of_an_epoch(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Torch(Normed, epochs=3, batch=64, average=0.9, clip=0.1)
+    whole = loop.run(job(folder, model), determinism.Group())
+    with monkeypatch.context() as ended:
+        end_at(ended, 24)
+        with pytest.raises(Ended):
+            loop.run(job(folder, model, tmp_path / "points", every_steps=7), determinism.Group())
+    again = loop.run(job(folder, model, tmp_path / "points", every_steps=5), determinism.Group())
+    assert again.resumed == 21, "an epoch has 15 steps"
+    assert checkpoint.digest(again.weights) == checkpoint.digest(whole.weights)
+    assert again.history == whole.history
 
 
-def test_the_rate_rises_then_falls() -> None:
-    rates = [learner.rate(step, 100, 1.0) for step in range(100)]
-    assert max(rates) == rates[9] == 1.0
-    assert rates[0] == pytest.approx(0.1)
-    assert 0 < rates[-1] < 0.01
+def test_seconds_make_checkpoints_too_and_change_nothing(folder: Path, tmp_path: Path) -> None:
+    model = Torch(Normed, epochs=1, batch=64)
+    whole = loop.run(job(folder, model), determinism.Group())
+    made = loop.run(job(folder, model, tmp_path / "points", every_s=1e-9), determinism.Group())
+    assert checkpoint.digest(made.weights) == checkpoint.digest(whole.weights)
+    steps = [int(path.name[5:]) for path in (tmp_path / "points").glob("attempt-*/step-*")]
+    assert len(steps) == 2
+    assert min(steps) < 15 == max(steps)
+
+
+@pytest.fixture
+def aside(tmp_path: Path) -> Path:
+    random = np.random.default_rng(1)
+    numeric = random.normal(3.0, 2.0, size=(203, 4)).astype(np.float32)
+    label = (numeric[:, 0] + random.normal(0, 1.0, 203) > 3).astype(np.float32)
+    return TrainingSet(numeric, np.zeros((203, 0), np.int64), label, Shape(4, ())).save(tmp_path / "stop")
+
+
+WILD = Torch(Normed, epochs=12, batch=250, lr=0.9, schedule="constant", patience=2, seed=1)
+
+
+def test_the_best_epoch_is_the_model_and_patience_ends_the_run(folder: Path, aside: Path) -> None:
+    made = loop.run(job(folder, WILD, stop=str(aside)), determinism.Group())
+    losses = [entry["stop_loss"] for entry in made.history]
+    assert made.best == int(np.argmin(losses))
+    assert len(losses) == made.best + 1 + WILD.patience < WILD.epochs
+    without = loop.run(job(folder, replace(WILD, epochs=made.best + 1, patience=0)), determinism.Group())
+    assert checkpoint.digest(made.weights) == checkpoint.digest(without.weights)
+    rows, _ = TrainingSet.open(aside)
+    module = building.loaded(WILD, rows.shape, BINARY, made.weights)
+    with torch.no_grad():
+        raw = module(torch.from_numpy(np.array(rows.numeric)), torch.from_numpy(np.array(rows.category)))
+    mean = nn.functional.binary_cross_entropy_with_logits(raw.double(), torch.from_numpy(np.array(rows.label)).double())
+    assert losses[made.best] == pytest.approx(float(mean), rel=1e-6)
+
+
+@pytest.mark.parametrize("step", [3, 13, 17])
+def test_early_stopping_survives_a_kill(
+    folder: Path, aside: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    whole = loop.run(job(folder, WILD, stop=str(aside)), determinism.Group())
+    points = tmp_path / "points"
+    with monkeypatch.context() as ended:
+        end_at(ended, step)
+        if step < 4 * len(whole.history):
+            with pytest.raises(Ended):
+                loop.run(job(folder, WILD, points, stop=str(aside), every_steps=3), determinism.Group())
+    again = loop.run(job(folder, WILD, points, stop=str(aside)), determinism.Group())
+    finished = loop.run(job(folder, WILD, points, stop=str(aside)), determinism.Group())
+    for made in (again, finished):
+        assert checkpoint.digest(made.weights) == checkpoint.digest(whole.weights)
+        assert (made.history, made.best) == (whole.history, whole.best)
+    assert finished.resumed == 4 * len(whole.history)
+
+
+def test_a_lost_run_says_where_and_why(folder: Path, tmp_path: Path) -> None:
+    rows, _ = TrainingSet.open(folder)
+    numeric = np.array(rows.numeric)
+    numeric[777, 2] = np.nan
+    broken = replace(rows, numeric=numeric).save(tmp_path / "broken")
+    made = loop.run(job(broken, Torch(Normed, epochs=2, batch=100)), determinism.Group())
+    assert made.weights == {}
+    _, digest = TrainingSet.open(broken)
+    at = int(np.flatnonzero(data.order(1000, digest, 0, 0) == 777)[0]) // 100
+    assert made.diverged_at == at
+    assert made.fault == "its loss is nan, no number"
+
+
+def test_an_explosion_ends_the_run(folder: Path) -> None:
+    wild = Torch(Normed, epochs=30, batch=64, lr=1e6, schedule="constant", optimizer=torch.optim.SGD)
+    made = loop.run(job(folder, wild), determinism.Group())
+    assert made.weights == {}
+    assert made.fault
+    assert 0 < made.diverged_at < 15 * 30
