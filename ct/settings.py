@@ -49,6 +49,10 @@ class Settings(BaseModel):
     trusted_keys: tuple[str, ...] = Field(
         default=(), description="Public keys whose signature makes a model loadable; this user's own key when empty."
     )
+    approvers: tuple[str, ...] = Field(
+        default=(),
+        description="User names who may overrule a gate; anyone when empty, and the journal says that nobody was named.",
+    )
     tracking: Literal["on", "off"] = Field(
         default="on", description="Write a wandb run for each training, offline unless WANDB_MODE says otherwise."
     )
@@ -63,7 +67,7 @@ class Settings(BaseModel):
             raise ValueError("a folder, or s3://bucket/prefix without credentials")
         return value
 
-    @field_validator("trusted_keys", mode="before")
+    @field_validator("trusted_keys", "approvers", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value

@@ -57,3 +57,9 @@ def test_an_unknown_key_is_told_with_the_nearest(tmp_path: Path) -> None:
     (tmp_path / "ct.toml").write_text("storge = 'kept'\n")
     with pytest.raises(InvalidSettings, match="did you mean 'storage'"):
         settings.load(tmp_path, {})
+
+
+def test_approvers_come_as_a_list_or_with_commas(tmp_path: Path) -> None:
+    (tmp_path / "ct.toml").write_text('approvers = ["alice", "bob"]\n')
+    assert settings.load(tmp_path, {}).approvers == ("alice", "bob")
+    assert settings.load(tmp_path, {"CT_APPROVERS": "carol, dan"}).approvers == ("carol", "dan")

@@ -257,7 +257,7 @@ class Actor:
 
     def overrule(self, version: str, reason: str) -> None:
         """Clear a version that its gate did not pass. The journal keeps who and why."""
-        versions.overrule(self.journal, self.pipeline.name, version, reason=reason)
+        versions.overrule(self.journal, self.pipeline.name, version, reason=reason, approvers=self.settings.approvers)
 
     def gpu(self) -> bool:
         """Has the cluster GPUs?"""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from ct.errors import Conflict, NotFound
+from ct.errors import Conflict, Forbidden, NotFound
 from ct.registry import routes
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Event, Guard, Journal, New
@@ -75,15 +75,22 @@ def register(
     return get(journal, pipeline, name)
 
 
-def overrule(journal: Journal, pipeline: str, name: str, *, reason: str) -> Version:
-    """Let a version that failed its gate get traffic all the same. The journal keeps who and why.
+def overrule(journal: Journal, pipeline: str, name: str, *, reason: str, approvers: Sequence[str] = ()) -> Version:
+    """Let a version that failed its gate get traffic all the same. The journal keeps who, in which role, and why.
 
-    Raises NotFound, or Conflict without a reason.
+    Only the `approvers` may, where some are named. Raises NotFound, Forbidden for anybody else, or Conflict without a reason.
     """
     get(journal, pipeline, name)
     if not reason.strip():
         raise Conflict("an override without a reason", "one sentence that an auditor will read", "give --override 'REASON'")
-    journal.append(stream(pipeline), [New("GateOverruled", {"version": name, "reason": reason})])
+    if approvers and journal.actor not in approvers:
+        raise Forbidden(
+            f"{journal.actor!r} may not overrule a gate",
+            f"one of the approvers {sorted(approvers)}",
+            "ask one of them to deploy it",
+        )
+    role = "approver" if approvers else "anyone: no approvers are named"
+    journal.append(stream(pipeline), [New("GateOverruled", {"version": name, "reason": reason, "role": role})])
     return get(journal, pipeline, name)
 
 
@@ -116,7 +123,7 @@ def all_versions(journal: Journal, pipeline: str) -> tuple[Version, ...]:
             versions[event.data["version"]] = _version(event)
         elif event.type == "GateOverruled":
             known = versions[event.data["version"]]
-            versions[known.name] = replace(known, override=f"{event.actor}: {event.data['reason']}")
+            versions[known.name] = replace(known, override=_overruled(event))
     return tuple(versions.values())
 
 
@@ -150,6 +157,11 @@ def arm(version: Version) -> routes.Arm:
             "overrule it with --override and a reason, which is journaled",
         )
     return routes.Arm(version.name, version.manifest)
+
+
+def _overruled(event: Event) -> str:
+    role = event.data.get("role", "")
+    return f"{event.actor}{' (approver)' if role == 'approver' else ''}: {event.data['reason']}"
 
 
 def _version(event: Event) -> Version:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ct.errors import Conflict, NotFound
+from ct.errors import Conflict, Forbidden, NotFound
 from ct.registry import routes, versions
 from ct.store.journal import Journal
 from ct.testing import journal
@@ -39,6 +39,21 @@ def test_only_a_cleared_version_may_get_traffic(tmp_path: Path) -> None:
     assert cleared.override == "test: shown in a demo"
     assert versions.arm(cleared).version == "v1"
     assert register(book, "b").name == "v2", "an override takes no number"
+
+
+def test_only_an_approver_may_overrule_where_some_are_named(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+    register(book, "a", "inconclusive")
+    with pytest.raises(Forbidden, match="'test' may not"):
+        versions.overrule(book, "p", "v1", reason="I want it", approvers=("alice",))
+    assert not versions.get(book, "p", "v1").cleared
+    book.actor = "alice"
+    assert (
+        versions.overrule(book, "p", "v1", reason="seen by hand", approvers=("alice",)).override
+        == "alice (approver): seen by hand"
+    )
+    roles = [event.data["role"] for event in book.read(versions.stream("p"), types=["GateOverruled"])]
+    assert roles == ["approver"]
 
 
 def test_aliases_follow_the_route(tmp_path: Path) -> None:
