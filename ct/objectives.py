@@ -36,7 +36,7 @@ class Objective:
     @property
     def names(self) -> tuple[str, ...]:
         """What the k outputs are called in answers and in the prediction log: the classes, or the quantiles as "0.1"; none for one output."""
-        return self.classes or tuple(f"{quantile:g}" for quantile in self.quantiles)
+        return self.classes or tuple(str(float(quantile)) for quantile in self.quantiles)
 
     @staticmethod
     def from_json(fields: Mapping[str, Any]) -> Objective:

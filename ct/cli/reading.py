@@ -180,9 +180,9 @@ def _status_view(data: dict[str, Any]) -> None:
     )
     output.table(
         "versions",
-        ("version", "alias", "verdict", "AUROC", "ECE", "live AUROC", "labelled", "run"),
+        ("version", "alias", "verdict", "metric", "at the gate", "live", "labelled", "run"),
         (
-            (v["version"], v["alias"], v["verdict"], v["auroc"], v["ece"], v["live_auroc"], v["labelled"], v["run"])
+            (v["version"], v["alias"], v["verdict"], m := v["metric"], v[m], v[f"live_{m}"], v["labelled"], v["run"])
             for v in data["versions"]
         ),
     )

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from ct.data import predictions
+import numpy as np
+
+from ct.data import labels, predictions
 from ct.errors import Conflict, NotFound
+from ct.evaluation.losses import row_losses
 from ct.ids import describe
-from ct.registry import routes, versions
-from ct.registry.routes import WHOLE
+from ct.objectives import Objective
+from ct.registry import files, routes, versions
+from ct.registry.files import ModelSpec
+from ct.registry.routes import WHOLE, Arm
 from ct.registry.versions import Version
 from ct.rollout import state, verdict
-from ct.rollout.plans import QUANTILES, Latency
+from ct.rollout.plans import QUANTILES, Latency, Quality
 from ct.rollout.state import Rollout
 from ct.rollout.steps import enter
 from ct.rollout.tally import Tally
@@ -20,6 +26,8 @@ if TYPE_CHECKING:
     from ct.control.act import Actor
 
 DEFAULT_SLOW_MS = 250.0
+LEARNED_FROM, OFF_QUANTILE = 100, 0.9
+_ERRORS = {"number": "mae", "quantiles": "pinball"}
 
 
 def start(act: Actor, version: Version) -> Rollout:
@@ -28,9 +36,15 @@ def start(act: Actor, version: Version) -> Rollout:
     arm = versions.arm(version)
     if version.name == route.stable.version:
         raise Conflict(f"{version.name} is already stable", "another version", "see `ct status`")
-    slow = slow_limit(act, route.stable.version)
+    _require_same_label(act, arm, route.stable)
     rollout = state.start(
-        act.journal, name, version=version.name, baseline=route.stable.version, first_epoch=route.epoch + 1, slow_ms=slow
+        act.journal,
+        name,
+        version=version.name,
+        baseline=route.stable.version,
+        first_epoch=route.epoch + 1,
+        slow_ms=slow_limit(act, route.stable.version),
+        limit=off_limit(act, route.stable.version),
     )
     act.serving.stage(arm.version, arm.manifest)
     _step(act, rollout, 0)
@@ -50,6 +64,48 @@ def slow_limit(act: Actor, stable: str) -> float:
         if record["kind"] == "prediction" and record["version"] == stable and not record["error"]
     )
     return float(times[int(len(times) * quantile)]) if len(times) >= 100 else DEFAULT_SLOW_MS
+
+
+def off_limit(act: Actor, stable: str) -> float | None:
+    """How far off a number, or the pinball loss of quantiles, may be before it counts as wrong; None for other labels.
+
+    The quality guard's own limit; else what 9 of 10 of stable's earlier answers stayed under; else, with fewer than 100 of them labelled,
+    twice stable's mean error at the gate (normal and Laplace errors exceed that in 11 to 14 % of rows). It is learned before the rollout
+    begins, so that its evidence stays valid.
+    """
+    objective = act.pipeline.label.objective
+    if objective.kind in ("binary", "classes"):
+        return None
+    declared = [guard.limit for guard in act.pipeline.rollout.guards if isinstance(guard, Quality) and guard.limit is not None]
+    if declared:
+        return declared[0]
+    joined = labels.join(predictions.everything(act.settings))
+    known = [row for row in joined.rows if row.version == stable and row.label is not None]
+    scores, truth = labels.arrays(known, objective)
+    errors = np.sort(row_losses(objective, _ERRORS[objective.kind], scores, truth)) if known else np.empty(0)
+    errors = errors[np.isfinite(errors)]
+    if len(errors) >= LEARNED_FROM:
+        return float(errors[int(len(errors) * OFF_QUANTILE)])
+    mean = versions.get(act.journal, act.pipeline.name, stable).metrics.get(_ERRORS[objective.kind])
+    return None if mean is None else 2.0 * float(mean)
+
+
+def _require_same_label(act: Actor, arm: Arm, stable: Arm) -> None:
+    """Raises Conflict when the two versions answer different questions: their scores cannot be compared, nor their labels told apart."""
+    ours, theirs = (
+        ModelSpec.from_bytes(files.fetch(act.artifacts, item.manifest)[files.SPEC]).objective for item in (arm, stable)
+    )
+    if Objective.from_json(ours) != Objective.from_json(theirs):
+        raise Conflict(
+            f"{arm.version} predicts {_said(ours)}, stable {stable.version} predicts {_said(theirs)}",
+            "two versions for the same label",
+            "give the pipeline another name: another label is another endpoint",
+        )
+
+
+def _said(objective: Mapping[str, Any]) -> str:
+    given = [*objective["classes"], *objective["quantiles"]]
+    return f"{objective['kind']} {given}" if given else f"a {objective['kind']} label"
 
 
 def _step(act: Actor, rollout: Rollout, step: int) -> str:
@@ -199,7 +255,8 @@ class Judging:
     def _read(self, rollout: Rollout) -> None:
         if self._rollout != rollout.id:
             self._rollout, self._cursor = rollout.id, None
-            self._tally = Tally(rollout.first_epoch, rollout.slow_ms)
+            label = self._act.pipeline.label
+            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit)
             self._tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
         records, self._cursor = predictions.read(self._act.settings.inbox, self._cursor)
         self._tally.add(records)

@@ -137,12 +137,10 @@ def records(place: Place) -> Iterable[dict[str, Any]]:
 
 
 def live_quality(place: Place) -> dict[str, dict[str, Any]]:
-    """{version: AUROC, ECE, log loss, base rate, predictions, labelled, maturity} of what was answered live."""
-    joined = labels.join(records(place))
+    """{version: the metrics of monitoring/performance.py} of what was answered live."""
+    joined, objective = labels.join(records(place)), place.pipeline.label.objective
     quality = {}
     for version in sorted({row.version for row in joined.rows}):
         rows = [row for row in joined.rows if row.version == version]
-        scores = np.array([row.score for row in rows])
-        truth = np.array([np.nan if row.label is None else row.label for row in rows])
-        quality[version] = performance.live(scores, truth)
+        quality[version] = performance.live(*labels.arrays(rows, objective), objective)
     return quality

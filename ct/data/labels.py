@@ -8,27 +8,33 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from ct.data.predictions import PredictionIds, Record
+import numpy as np
+from numpy.typing import NDArray
+
+from ct.data.naming import PredictionIds
+from ct.data.predictions import Record
 from ct.errors import InvalidRequest
+from ct.objectives import Objective
 
 _FIELDS = {"prediction_id", "value", "label", "known_at"}
 _SKEW_US = 86_400_000_000
 
 
-def read_labels(entries: object, *, ids: PredictionIds, above: float, now_us: int) -> list[Record]:
+def read_labels(entries: object, *, ids: PredictionIds, objective: Objective, above: float | None, now_us: int) -> list[Record]:
     """Posted entries `{"prediction_id", "value" or "label", "known_at"?}` as records of the prediction log.
 
-    `value` is the label column's raw value, `label` the truth itself (0 or 1); null says that there will be none.
+    `value` is the label column's raw value, `label` the truth itself: 0 or 1, the class, or the number; null says that there will be
+    none. `above` makes a binary truth of a value. A record's "label" is a number, for a class its place.
     Raises InvalidRequest: 404 for an id this endpoint never gave, 422 for anything else.
     """
     if not isinstance(entries, Sequence) or isinstance(entries, (str, bytes)) or not entries:
         raise InvalidRequest(
             f"labels is {type(entries).__name__}", "a list of one label or more", "send {'labels': [...]}", field="labels"
         )
-    return [_read(index, entry, ids, above, now_us) for index, entry in enumerate(entries)]
+    return [_read(index, entry, ids, objective, above, now_us) for index, entry in enumerate(entries)]
 
 
-def _read(index: int, entry: object, ids: PredictionIds, above: float, now_us: int) -> Record:
+def _read(index: int, entry: object, ids: PredictionIds, objective: Objective, above: float | None, now_us: int) -> Record:
     if not isinstance(entry, Mapping) or not set(entry) <= _FIELDS or "prediction_id" not in entry:
         found = "no object" if not isinstance(entry, Mapping) else f"fields {sorted(map(str, entry))}"
         raise InvalidRequest(
@@ -43,12 +49,31 @@ def _read(index: int, entry: object, ids: PredictionIds, above: float, now_us: i
             field=f"{index}.value",
         )
     given = "value" if "value" in entry else "label"
-    value = _number(entry[given], index, given)
-    label = value if given == "label" or value is None else float(value > above)
-    if label not in (None, 0.0, 1.0):
-        raise InvalidRequest(f"label {index} is {label}", "0 or 1", "send the raw value as `value`", field=f"{index}.label")
+    value, label = _truth(entry[given], index, given, objective, above)
     known_at = _moment(entry.get("known_at"), index, now_us)
     return {"kind": "label", "id": name, "t": now_us, "value": value, "label": label, "known_at": known_at}
+
+
+def _truth(
+    said: object, index: int, given: str, objective: Objective, above: float | None
+) -> tuple[float | None, float | None]:
+    """The column's value, where it is a number, and the truth."""
+    if objective.kind == "classes":
+        if said is not None and (not isinstance(said, str) or said not in objective.classes):
+            raise InvalidRequest(
+                f"{given} of label {index} is {str(said)[:80]!r}",
+                f"one of {list(objective.classes)}, or null",
+                "send the class as it is declared; null says that there will be none",
+                field=f"{index}.{given}",
+            )
+        return None, None if said is None else float(objective.classes.index(str(said)))
+    value = _number(said, index, given)
+    if objective.kind != "binary":
+        return value, value
+    label = value if given == "label" or value is None or above is None else float(value > above)
+    if label not in (None, 0.0, 1.0):
+        raise InvalidRequest(f"label {index} is {label}", "0 or 1", "send the raw value as `value`", field=f"{index}.label")
+    return value, label
 
 
 def _number(value: object, index: int, name: str) -> float | None:
@@ -83,7 +108,7 @@ def _moment(value: object, index: int, now_us: int) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """A prediction with its truth. `label` is None while it is not known; times are microseconds."""
+    """A prediction with its truth. `label` is None while it is not known; times are microseconds. `scores` has those of classes or quantiles."""
 
     id: str
     version: str
@@ -95,6 +120,16 @@ class Row:
     event_time: int
     known_at: int | None
     context: Mapping[str, Any] = field(default_factory=dict)
+    scores: Mapping[str, float] = field(default_factory=dict)
+
+
+def arrays(rows: Sequence[Row], objective: Objective) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores [n] or [n, k] of these rows and their labels [n], NaN where there is none, or where a row was answered for another label."""
+    names = objective.names
+    told = [[row.scores.get(name, np.nan) for name in names] if names else row.score for row in rows]
+    truth = [np.nan if row.label is None else row.label for row in rows]
+    shape = (len(rows), len(names)) if names else (len(rows),)
+    return np.array(told, dtype=np.float64).reshape(shape), np.array(truth, dtype=np.float64)
 
 
 @dataclass(frozen=True)
@@ -148,4 +183,5 @@ def _row(record: Mapping[str, Any], truth: Mapping[str, Any] | None) -> Row:
         event_time=record["event_time"],
         known_at=None if truth is None else truth["known_at"],
         context=record["context"],
+        scores=record.get("scores") or {},
     )

@@ -5,17 +5,11 @@ An append returns only after fsync, so an acknowledged row survives the death of
 
 from __future__ import annotations
 
-import base64
-import binascii
 import fcntl
-import hashlib
-import hmac
 import os
 import queue
-import secrets
 import struct
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -29,8 +23,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ct.data.naming import PredictionIds as PredictionIds
 from ct.data.tables import Warehouse
-from ct.errors import InvalidRequest, Unavailable
+from ct.errors import Unavailable
 from ct.ids import canonical, sha256
 from ct.settings import Settings
 from ct.store.files import open_input, sync_folder
@@ -44,7 +39,7 @@ _FRAME = struct.Struct("<II")
 _MAX_RECORD = 1 << 26
 _SEGMENT_BYTES = 1 << 26
 _MARK, _PLAN, _LOCK = "committed.json", "plan.json", "commit.lock"
-_JSON = ("context", "request", "features")
+_JSON = ("context", "request", "features", "scores")
 _PREDICTION = {
     "kind": pa.string(),
     "id": pa.string(),
@@ -68,41 +63,6 @@ _PREDICTION = {
 _LABEL = {"value": pa.float64(), "label": pa.float64(), "known_at": pa.int64()}
 _SCHEMA = pa.schema({**_PREDICTION, **_LABEL})
 _LABEL_KEYS = ("kind", "id", "t", *_LABEL)
-
-
-class PredictionIds:
-    """Names for predictions: time, replica, counter and a keyed check, so that a mistyped or forged id is known without a look-up."""
-
-    def __init__(self, key: str, replica: str = "") -> None:
-        self._key = bytes.fromhex(key)
-        self._replica = int(replica or secrets.token_hex(4), 16).to_bytes(4, "big")
-        self._count = 0
-
-    def new(self) -> str:
-        """An id that no other call returns, on this replica or another."""
-        self._count = (self._count + 1) & 0xFFFF
-        body = int(time.time() * 1000).to_bytes(6, "big") + self._replica + self._count.to_bytes(2, "big")
-        return "p-" + base64.b32encode(body + self._check(body)).decode().rstrip("=").lower()
-
-    def _check(self, body: bytes) -> bytes:
-        return hashlib.blake2b(body, key=self._key, digest_size=4).digest()
-
-    def check(self, name: object) -> str:
-        """`name` if this endpoint gave it. Raises InvalidRequest with status 404 otherwise."""
-        if isinstance(name, str) and len(name) == 28 and name.startswith("p-"):
-            try:
-                raw = base64.b32decode(name[2:].upper() + "======")
-            except (binascii.Error, ValueError):
-                raw = b""
-            if raw and hmac.compare_digest(self._check(raw[:12]), raw[12:]):
-                return name
-        raise InvalidRequest(
-            f"unknown prediction id {str(name)[:80]!r}",
-            "an id from an answer's prediction_id",
-            "send it exactly as it was received",
-            status=404,
-            field="prediction_id",
-        )
 
 
 class Inbox:
@@ -247,6 +207,8 @@ def _carry_out(folder: Path, warehouse: Warehouse, plan: Mapping[str, Any]) -> i
     for name, stop in sorted(plan["to"].items()):
         bodies += _bodies(folder / name, plan["from"].get(name, 0), stop)[0]
     if bodies:
+        if warehouse.exists(TABLE):  # a log of an older ct lacks columns, which read as missing there
+            warehouse.add_columns(TABLE, _SCHEMA)
         warehouse.append(TABLE, _table([orjson.loads(body) for body in bodies]), attempt=plan["attempt"])
     _save(folder / _MARK, plan["to"])
     (folder / _PLAN).unlink()
@@ -315,7 +277,8 @@ def _without(warehouse: Warehouse, files: Sequence[str], ids: frozenset[str]) ->
         left = rows.filter(pc.invert(pc.is_in(rows["id"], value_set=values)))
         if left.num_rows < rows.num_rows:
             kept[path], taken = left, taken + rows.num_rows - left.num_rows
-    rest, attempt = pa.concat_tables(kept.values()), sha256(canonical([sorted(kept), sorted(ids)]))
+    rest = pa.concat_tables(kept.values(), promote_options="default")  # files of an older ct have fewer columns
+    attempt = sha256(canonical([sorted(kept), sorted(ids)]))
     staged = warehouse.stage(TABLE, rest, attempt[:32]) if rest.num_rows else None
     warehouse.rewrite(TABLE, list(kept), staged, attempt=attempt)
     return taken

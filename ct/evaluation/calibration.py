@@ -111,6 +111,6 @@ def _isotonic(tempered: Calibration, scores: Floats, label: Floats) -> Calibrati
 
 def _pooled(x: Floats, y: Floats, rows: Floats, group: NDArray[np.int64]) -> tuple[Floats, Floats, Floats]:
     """Neighbouring points of one group as one, at their mean by rows. What rises still does."""
-    total = np.bincount(group, rows)
+    total: Floats = np.bincount(group, rows).astype(np.float64)
     kept = total > 0
     return (np.bincount(group, x * rows) / total)[kept], (np.bincount(group, y * rows) / total)[kept], total[kept]

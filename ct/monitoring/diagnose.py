@@ -16,6 +16,9 @@ MISSING_JUMP = 0.10
 BROKEN = 0.5
 """An effect above this in a column that stands almost alone is, too: half of its distribution went elsewhere."""
 LOST_AUROC = 0.02
+LOST_SHARE = 0.05
+"""Of a metric that is better when lower: so much more than at the gate is lost quality."""
+_LOWER = {"mae": "mean error", "pinball": "pinball loss", "log_loss": "log loss"}
 SHIFTED_BASE = 0.02
 
 
@@ -75,9 +78,19 @@ def _faulty(drifted: Sequence[FeatureDrift], columns: int) -> list[FeatureDrift]
     return gone or [row for row in drifted if alone and row.effect >= BROKEN]
 
 
+def _metric(now: Mapping[str, Any]) -> str:
+    """The metric that quality is followed by: the one that has an interval (monitoring/performance.py)."""
+    return next((name for name in _LOWER if f"{name}_low" in now), "auroc")
+
+
 def _lost(before: Mapping[str, Any], now: Mapping[str, Any]) -> bool:
-    """Is even the upper end of the live AUROC below the old one by LOST_AUROC?"""
-    old, high = before.get("auroc"), now.get("auroc_high", now.get("auroc"))
+    """Is even the better end of the live metric worse than the old one, by LOST_AUROC or LOST_SHARE?"""
+    name = _metric(now)
+    old = before.get(name)
+    if name != "auroc":
+        low = now.get(f"{name}_low")
+        return old is not None and low is not None and bool(low > old * (1 + LOST_SHARE))
+    high = now.get("auroc_high", now.get("auroc"))
     return old is not None and high is not None and bool(high < old - LOST_AUROC)
 
 
@@ -101,13 +114,15 @@ def _score_line(score: FeatureDrift) -> str:
 
 
 def _quality_line(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    if now.get("auroc") is None:
-        return "live AUROC unknown, too few labels: a concept change cannot be seen yet"
-    low, high = now.get("auroc_low"), now.get("auroc_high")
-    span = f" [{low:.3f}, {high:.3f}]" if low is not None and high is not None else ""
+    name = _metric(now)
+    said, digits = _LOWER.get(name, "AUROC"), ".3f" if name == "auroc" else ".4g"
+    if now.get(name) is None:
+        return f"live {said} unknown, too few labels: a concept change cannot be seen yet"
+    low, high = now.get(f"{name}_low"), now.get(f"{name}_high")
+    span = f" [{low:{digits}}, {high:{digits}}]" if low is not None and high is not None else ""
     labels = f" on {now['labelled']:,} labels ({now['maturity']:.0%} mature)" if "maturity" in now else ""
-    then = f", {before['auroc']:.3f} at the gate" if before.get("auroc") is not None else ""
-    return f"live AUROC {now['auroc']:.3f}{span}{labels}{then}"
+    then = f", {before[name]:{digits}} at the gate" if before.get(name) is not None else ""
+    return f"live {said} {now[name]:{digits}}{span}{labels}{then}"
 
 
 def _base_line(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -119,6 +134,6 @@ def _base_line(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
 def _after(lost: bool, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     line = _quality_line(before, now)
-    if now.get("auroc") is None or before.get("auroc") is None:
+    if now.get(_metric(now)) is None or before.get(_metric(now)) is None:
         return line
     return f"{line}: " + ("quality was lost, a concept change is not excluded" if lost else "no loss beyond noise")

@@ -124,10 +124,14 @@ class Latency:
 
 @dataclass(frozen=True)
 class Quality:
-    """Wrong predictions, among those whose truth is known. The canary may be wrong `margin` (a share of rows) more often than stable."""
+    """Wrong predictions, among those whose truth is known. The canary may be wrong `margin` (a share of rows) more often than stable.
+
+    A number is wrong when it is off by more than `limit`, quantiles when their pinball loss is: None for one learned from stable.
+    """
 
     margin: float = 0.05
     min_labels: int = 50
+    limit: float | None = None
 
     def metric(self) -> str:
         return "wrong_rate"
@@ -156,6 +160,8 @@ class Quality:
             faults.append(f"quality(margin={self.margin!r}), expected a share between 0 and 1")
         if not _count(self.min_labels, 0):
             faults.append(f"quality(min_labels={self.min_labels!r}), expected a whole number")
+        if self.limit is not None and not _number(self.limit, 0, float("inf")):
+            faults.append(f"quality(limit={self.limit!r}), expected a number above 0, or None to learn it from stable")
         return faults
 
 
@@ -169,9 +175,12 @@ def latency(quantile: str = "p99", factor: float = 1.5) -> Latency:
     return Latency(quantile, factor)
 
 
-def quality(margin: float = 0.05, min_labels: int = 50) -> Quality:
-    """Guard against wrong predictions: at most `margin` more often than stable, judged from `min_labels` labelled rows of the canary on."""
-    return Quality(margin, min_labels)
+def quality(margin: float = 0.05, min_labels: int = 50, limit: float | None = None) -> Quality:
+    """Guard against wrong predictions: at most `margin` more often than stable, judged from `min_labels` labelled rows of the canary on.
+
+    A number or quantiles are wrong when they are off by more than `limit`, which is learned from stable's earlier errors when None.
+    """
+    return Quality(margin, min_labels, limit)
 
 
 class Plan(Protocol):

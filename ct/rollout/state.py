@@ -15,7 +15,7 @@ class Rollout:
     """One rollout. `phase` is "progressing", "paused", "holding" or "ended"; `outcome` is "", "promoted", "rolled_back" or "aborted".
 
     `first_epoch` is the route's epoch at the start; only predictions from then on count in the verdict.
-    `slow_ms` is the latency limit learned from stable before the start.
+    `slow_ms` is the latency limit learned from stable before the start, `limit` how far off a number may be before it is wrong.
     """
 
     id: str
@@ -31,6 +31,7 @@ class Rollout:
     step_at: datetime | None = None
     ended: datetime | None = None
     evidence: tuple[dict[str, Any], ...] = ()
+    limit: float | None = None
 
     @property
     def active(self) -> bool:
@@ -67,7 +68,16 @@ def require(journal: Journal, endpoint: str) -> Rollout:
     return rollout
 
 
-def start(journal: Journal, endpoint: str, *, version: str, baseline: str, first_epoch: int, slow_ms: float) -> Rollout:
+def start(
+    journal: Journal,
+    endpoint: str,
+    *,
+    version: str,
+    baseline: str,
+    first_epoch: int,
+    slow_ms: float,
+    limit: float | None = None,
+) -> Rollout:
     """Record the start of a rollout. Raises Conflict while another one is in progress."""
     position = journal.version(stream(endpoint))
     if other := active(journal, endpoint):
@@ -77,7 +87,7 @@ def start(journal: Journal, endpoint: str, *, version: str, baseline: str, first
             "wait, or end it with `ct rollout abort`",
         )
     key = f"r{len(history(journal, endpoint)) + 1}"
-    data = {"version": version, "baseline": baseline, "first_epoch": first_epoch, "slow_ms": slow_ms}
+    data = {"version": version, "baseline": baseline, "first_epoch": first_epoch, "slow_ms": slow_ms, "limit": limit}
     note(journal, endpoint, key, "RolloutStarted", data, expected=position)
     return require(journal, endpoint)
 
@@ -98,6 +108,7 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
             baseline=data["baseline"],
             first_epoch=data["first_epoch"],
             slow_ms=data["slow_ms"],
+            limit=data.get("limit"),
             started=event.at,
         )
     match event.type:

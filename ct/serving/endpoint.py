@@ -10,7 +10,8 @@ from typing import Any
 import orjson
 
 from ct.errors import Conflict, CtError, InvalidRequest, NotFound, Unavailable
-from ct.serving.replica import Answer, Replica
+from ct.serving.answers import Answer
+from ct.serving.replica import Replica
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -113,7 +114,7 @@ class Endpoint:
             answer = await self._replica.predict(
                 rows, unit=headers.get("x-session-id", "")[:200], force=headers.get("x-canary", "")
             )
-            return 200, _plain(answer), _headers(answer)
+            return 200, answer.plain(), _headers(answer)
         if path == "/labels":
             return 200, {"accepted": await self._replica.label(_only(body, "labels"))}, {}
         if observe:
@@ -193,28 +194,13 @@ def _tensors(body: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
-def _plain(answer: Answer) -> dict[str, Any]:
-    found = zip(answer.ids, answer.scores.tolist(), answer.labels.tolist(), strict=True)
-    return {
-        "predictions": [{"prediction_id": name, "score": score, "label": label} for name, score, label in found],
-        "model_version": answer.version,
-        "arm": answer.arm,
-        "epoch": answer.epoch,
-    }
-
-
 def _inferred(model: str, body: Mapping[str, Any], answer: Answer) -> dict[str, Any]:
-    shape = [len(answer.ids)]
     return {
         "model_name": model,
         "model_version": answer.version,
         "id": str(body.get("id", "")),
         "parameters": {"arm": answer.arm, "epoch": answer.epoch},
-        "outputs": [
-            {"name": "score", "datatype": "FP64", "shape": shape, "data": answer.scores.tolist()},
-            {"name": "label", "datatype": "INT64", "shape": shape, "data": answer.labels.tolist()},
-            {"name": "prediction_id", "datatype": "BYTES", "shape": shape, "data": list(answer.ids)},
-        ],
+        "outputs": answer.tensors(),
     }
 
 

@@ -23,6 +23,8 @@ from ct.features.transform import texts
 from ct.registry import routes
 from ct.registry.routes import Route
 from ct.roles import Columns, History
+from ct.serving import answers
+from ct.serving.answers import Answer
 from ct.serving.router import CANARY, STABLE, Assignment, assign
 from ct.serving.runtime import Predictor
 from ct.serving.slots import Live, Slot, Slots
@@ -37,18 +39,6 @@ POLL_SECONDS = 1.0
 SHADOWS = 64
 INLINE_ROWS = 32
 """Requests of more rows are scored in a thread, so that they do not hold up the others."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a request is told: scores [n] and predicted labels [n] with their ids, and who answered."""
-
-    ids: tuple[str, ...]
-    scores: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    version: str
-    arm: str
-    epoch: int
 
 
 @dataclass(frozen=True)
@@ -167,8 +157,9 @@ class Replica:
         """Log posted ground truth durably. Returns the number of labels. Raises InvalidRequest."""
         live = self.slots.require()
         assert self._ids is not None, "a live route has set the ids"
-        above = float(live.stable.predictor.spec.label["above"])
-        records = labels.read_labels(entries, ids=self._ids, above=above, now_us=_now())
+        stable = live.stable.predictor
+        above = stable.spec.label["above"]
+        records = labels.read_labels(entries, ids=self._ids, objective=stable.objective, above=above, now_us=_now())
         await self._durable(self._inbox.submit(records))
         self.telemetry.labelled(len(records))
         return len(records)
@@ -205,11 +196,7 @@ class Replica:
             "versions": sorted(self.slots.loaded),
             "platform": "onnxruntime",
             "inputs": [{"name": name, "datatype": types[kind], "shape": [-1]} for name, kind in spec.request.items()],
-            "outputs": [
-                {"name": "score", "datatype": "FP64", "shape": [-1]},
-                {"name": "label", "datatype": "INT64", "shape": [-1]},
-                {"name": "prediction_id", "datatype": "BYTES", "shape": [-1]},
-            ],
+            "outputs": answers.outputs(self.slots.require().stable.predictor.objective),
         }
 
     # -- within
@@ -270,14 +257,14 @@ class Replica:
         times = columns[predictor.spec.time]
         scores, features = predictor.score(columns, times, history)
         if not np.isfinite(scores).all():
-            raise Unavailable("the model gave a score that is no number", "scores in [0, 1]", "roll the version back")
+            raise Unavailable("the model gave a score that is no number", "finite scores", "roll the version back")
         return _Scored(columns, times, features, scores)
 
     def _answer(self, slot: Slot, arm: str, live: Live, scored: _Scored) -> Answer:
         assert self._ids is not None, "a live route has set the ids"
         ids = tuple(self._ids.new() for _ in scored.scores)
-        said = (scored.scores >= slot.predictor.threshold).astype(np.int64)
-        return Answer(ids, scored.scores, said, slot.predictor.version, arm, live.route.epoch)
+        model = slot.predictor
+        return Answer(ids, scored.scores, model.objective, model.threshold, model.version, arm, live.route.epoch)
 
     def _keys(self, predictor: Predictor, columns: Columns) -> list[str]:
         return ["|".join(map(str, key)) for key in zip(*(columns[name] for name in predictor.spec.key), strict=True)]
@@ -296,13 +283,14 @@ class Replica:
             "weight": live.route.weight,
             **base,
         }
+        told = answers.logged(answer.objective, answer.scores)
         keys, segments = self._keys(predictor, scored.rows), {name: texts(scored.rows, name) for name in spec.segments}
         return [
             {
                 **common,
                 "id": answer.ids[at],
                 "event_time": int(scored.times[at]),
-                "score": float(answer.scores[at]),
+                **told[at],
                 "key": keys[at],
                 "context": {name: values[at] for name, values in segments.items()},
                 "request": {name: _plain(values[at]) for name, values in scored.rows.items()},
@@ -317,11 +305,12 @@ class Replica:
         """The records of rows that nobody could score: they count as errors of the arm they were assigned to."""
         assert self._ids is not None, "a live route has set the ids"
         predictor, took = live.stable.predictor, (time.perf_counter() - begun) * 1000
-        scored = _Scored(asked, asked[predictor.spec.time], {}, np.full(len(asked[predictor.spec.time]), np.nan))
+        none = np.full((len(asked[predictor.spec.time]), predictor.objective.outputs), np.nan)
+        scored = _Scored(asked, asked[predictor.spec.time], {}, none if none.shape[1] > 1 else none[:, 0])
         answer = self._answer(live.stable, STABLE, live, scored)
         base = {"assigned": where.arm, "forced": where.forced, "error": fault, "latency_ms": took, "unit": unit}
         records = self._records(predictor, live, answer, scored, base)
-        return [{**record, "score": None} for record in records]
+        return [{**record, "score": None, "scores": {}} for record in records]
 
     async def _durable(self, done: Future[None]) -> None:
         await asyncio.wrap_future(done)
@@ -343,6 +332,7 @@ class Replica:
         except CtError as error:
             scored, fault = None, _said(error)
         took = (time.perf_counter() - begun) * 1000
+        told = answers.logged(slot.predictor.objective, scored.scores) if scored else []
         common = {
             "kind": "shadow",
             "t": _now(),
@@ -362,7 +352,7 @@ class Replica:
                 "error": fault,
                 "latency_ms": took,
                 "event_time": int(scored.times[at]) if scored else 0,
-                "score": float(scored.scores[at]) if scored else None,
+                **(told[at] if scored else {"score": None, "scores": {}}),
                 "context": {},
                 "request": {},
                 "features": {},

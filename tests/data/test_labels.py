@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ct.data.labels import join, read_labels
+from ct.data.labels import arrays, join, read_labels
 from ct.data.predictions import PredictionIds
 from ct.errors import InvalidRequest
+from ct.objectives import BINARY, Objective
 
 IDS = PredictionIds("ab" * 16)
 NOW = 1_700_000_000_000_000
 
 
 def read(*entries: Any) -> list[dict[str, Any]]:
-    return read_labels(list(entries), ids=IDS, above=15.0, now_us=NOW)
+    return read_labels(list(entries), ids=IDS, objective=BINARY, above=15.0, now_us=NOW)
 
 
 def test_values_become_truths() -> None:
@@ -54,12 +56,62 @@ def test_wrong_labels_are_refused_whole(change: dict[str, Any], status: int, fie
 @pytest.mark.parametrize("posted", [None, [], "labels", {}, 7])
 def test_what_is_no_list_is_refused(posted: Any) -> None:
     with pytest.raises(InvalidRequest):
-        read_labels(posted, ids=IDS, above=15.0, now_us=NOW)
+        read_labels(posted, ids=IDS, objective=BINARY, above=15.0, now_us=NOW)
 
 
 def test_a_label_of_half_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="0 or 1"):
         read({"prediction_id": IDS.new(), "label": 0.5})
+
+
+CLASSES = Objective("classes", ("late", "on time"))
+NUMBER, QUANTILES = Objective("number"), Objective("quantiles", quantiles=(0.1, 0.9))
+
+
+def one(objective: Objective, **entry: Any) -> dict[str, Any]:
+    (found,) = read_labels([{"prediction_id": IDS.new(), **entry}], ids=IDS, objective=objective, above=None, now_us=NOW)
+    return found
+
+
+def test_truths_of_every_kind() -> None:
+    for given in ("value", "label"):
+        assert (one(CLASSES, **{given: "on time"})["label"], one(CLASSES, **{given: None})["label"]) == (1.0, None)
+        for objective in (NUMBER, QUANTILES):
+            found = one(objective, **{given: -3})
+            assert (found["value"], found["label"]) == (-3.0, -3.0)
+
+
+@pytest.mark.parametrize(
+    ("objective", "said", "expected"),
+    [
+        (CLASSES, "cancelled", "one of ['late', 'on time']"),
+        (CLASSES, 1, "one of ['late', 'on time']"),
+        (CLASSES, True, "one of ['late', 'on time']"),
+        (NUMBER, "late", "a finite number"),
+        (NUMBER, float("inf"), "a finite number"),
+        (QUANTILES, [1.0], "a finite number"),
+    ],
+)
+def test_a_truth_of_another_kind_is_refused(objective: Objective, said: Any, expected: str) -> None:
+    with pytest.raises(InvalidRequest) as found:
+        one(objective, value=said)
+    assert found.value.expected.startswith(expected)
+    assert found.value.field == "0.value"
+
+
+def test_rows_as_arrays_and_those_of_another_label_are_missing() -> None:
+    records = [
+        scored("a", scores={"late": 0.3, "on time": 0.7}),
+        scored("b", scores={"early": 1.0}),
+        scored("old"),
+        told("a", 1.0, 10),
+    ]
+    scores, truth = arrays(join(records).rows, CLASSES)
+    np.testing.assert_array_equal(scores, [[0.3, 0.7], [np.nan] * 2, [np.nan] * 2])
+    np.testing.assert_array_equal(truth, [1.0, np.nan, np.nan])
+    scores, _ = arrays(join(records).rows, NUMBER)
+    np.testing.assert_array_equal(scores, [0.5, 0.5, 0.5])
+    assert arrays((), CLASSES)[0].shape == (0, 2)
 
 
 def scored(name: str, **changes: Any) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_commit_moves_everything_once(place: Settings) -> None:
     assert predictions.commit(place, warehouse) == 0
     assert not list(place.inbox.glob("*.log"))
     assert [record for record in predictions.committed(place) if record["id"] == "b"] == [
-        prediction("b", epoch=3) | {"of": None}
+        prediction("b", epoch=3) | {"of": None, "scores": {}}
     ]
     assert names(predictions.committed(place, first_epoch=2)) == ["a", "b"]
     assert [r for r in predictions.committed(place) if r["kind"] == "label"] == [label("a")]
