@@ -8,14 +8,17 @@ import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ct.errors import InvalidSettings
 
 FILE = "ct.toml"
+MOST_WORKERS = 1024
+Workers = int | tuple[int, int]
+"""A number of workers, or the least and the most."""
 _KEY = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
 
 
@@ -44,7 +47,9 @@ class Settings(BaseModel):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
     replicas: int = Field(default=1, ge=1, le=1000)
-    workers: int = Field(default=0, ge=0, le=1024, description="Ray Train workers; 0 trains in one local process.")
+    workers: Annotated[Workers, BeforeValidator(lambda value: workers_of(value))] = Field(
+        default=0, description="Ray Train workers: 0 trains in one local process, 2 in a kept group, 1:4 in an elastic one."
+    )
     webhook: str = Field(default="", repr=False, description="Alerts are posted here as JSON; empty means log only.")
     trusted_keys: tuple[str, ...] = Field(
         default=(), description="Public keys whose signature makes a model loadable; this user's own key when empty."
@@ -115,6 +120,25 @@ class Settings(BaseModel):
     def endpoint(self) -> str:
         """Base URL of the HTTP endpoint."""
         return f"http://{self.host}:{self.port}"
+
+
+def workers_of(value: object) -> Workers:
+    """A number of workers, such as 2 or "2", or the least and the most, such as "1:4". Raises ValueError for anything else."""
+    texts = (
+        str(value).split(":")
+        if isinstance(value, (int, str))
+        else list(map(str, value))
+        if isinstance(value, (list, tuple))
+        else []
+    )
+    if len(texts) not in (1, 2) or not all(text.strip().isdecimal() and int(text) <= MOST_WORKERS for text in texts):
+        raise ValueError(f"a number from 0 to {MOST_WORKERS}, or min:max such as 1:4")
+    least, most = int(texts[0]), int(texts[-1])
+    if len(texts) == 1:
+        return least
+    if not 1 <= least <= most:
+        raise ValueError("min:max with 1 <= min <= max")
+    return least, most
 
 
 def load(root: Path | str | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:

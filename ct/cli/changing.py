@@ -10,6 +10,8 @@ import typer
 
 from ct.cli import output
 from ct.cli.place import AsJson, DryRun, PipelineFile, Root, actor, settings
+from ct.errors import InvalidSettings
+from ct.settings import Workers, workers_of
 
 if TYPE_CHECKING:
     from ct.control.act import Actor
@@ -131,10 +133,19 @@ def _fail_if_quarantined(outcomes: list[Outcome]) -> None:
         raise typer.Exit(2)
 
 
+def _workers(text: str | None) -> Workers | None:
+    try:
+        return None if text is None else workers_of(text)
+    except ValueError as error:
+        raise InvalidSettings(f"--workers {text}", str(error), "for example --workers 2, or --workers 1:4") from None
+
+
 def train(
     root: Root = None,
     pipeline: PipelineFile = None,
-    workers: Annotated[int | None, typer.Option(help="Ray Train workers; 0 trains in one local process.")] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Ray Train workers: 0 one local process, 2 a kept group, 1:4 elastic.")
+    ] = None,
     cause: Annotated[str, typer.Option(help="Why, for the journal.")] = "asked for by hand",
     seeds: Annotated[
         int, typer.Option(min=1, max=100, help="Train with so many seeds and show how far the metrics spread.")
@@ -158,7 +169,7 @@ def train(
             more: dict[str, Any] = {"seeds": seeds} if seeds > 1 else {}
             if accept_labels.strip():
                 more["accepts"] = {"labels": accept_labels}
-            version = act.train(act.start_run(cause, **more), workers=workers, on_step=step)
+            version = act.train(act.start_run(cause, **more), workers=_workers(workers), on_step=step)
         found = runs.get(act.journal, act.pipeline.name, version.run)
         spread = found.facts.get("seeds") if found else None
         data = {

@@ -28,7 +28,7 @@ from ct.registry.routes import Route
 from ct.rollout import state
 from ct.rollout.state import Rollout
 from ct.serving.client import Serving
-from ct.settings import Settings
+from ct.settings import Settings, Workers
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
 from ct.store.leases import Held
@@ -100,7 +100,7 @@ class Actor:
 
         try:
             self._start()
-            warm.start()
+            warm.start(self.settings.workers)
         except CtError as error:
             self._fault = error
         finally:
@@ -220,7 +220,9 @@ class Actor:
         """Freeze the inputs of a new run, `more` (seeds, accepts) among them."""
         return retrain.start(self.place, cause=cause, more=more)
 
-    def train(self, run: runs.Run, *, workers: int | None = None, on_step: Step = _silent, **changed: Any) -> versions.Version:
+    def train(
+        self, run: runs.Run, *, workers: Workers | None = None, on_step: Step = _silent, **changed: Any
+    ) -> versions.Version:
         """Carry a run to its version and verdict. A run that cannot give a model is recorded as failed, then raises."""
         if run.pipeline != self.pipeline.fingerprint():
             error = TrainingFailed(

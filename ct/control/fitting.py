@@ -116,6 +116,7 @@ def _trained(place: Place, sets: Sets, model: Any, *, workers: Any, gpu: bool, o
                 run=f"{name}-member-{at}" if several else name,
                 storage=place.settings.home / "training",
                 on_progress=_epochs(on_step, f"member {at + 1} of {len(model.members)}, " if several else ""),
+                on_note=on_step,
             )
         )
     if not several:

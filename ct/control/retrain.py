@@ -23,6 +23,7 @@ from ct.errors import Conflict, NotFound, TrainingFailed
 from ct.ids import describe, sha256
 from ct.registry import files, versions
 from ct.registry.code import Code
+from ct.settings import Workers
 from ct.store import leases
 from ct.training.code import code_of
 from ct.training.data import TrainingSet
@@ -65,7 +66,7 @@ def start(place: Place, *, cause: str, more: Mapping[str, Any] | None = None) ->
 
 
 def carry_out(
-    place: Place, run: runs.Run, *, workers: int, gpu: bool, on_step: Step, data: Rows | None = None, model: Any = None
+    place: Place, run: runs.Run, *, workers: Workers, gpu: bool, on_step: Step, data: Rows | None = None, model: Any = None
 ) -> versions.Version:
     """Train, evaluate, register, under the run's lease. `data` and `model` replace what the run's inputs would give.
 
@@ -96,7 +97,7 @@ def _same_code(place: Place, run: runs.Run) -> None:
 
 
 def _carried(
-    place: Place, run: runs.Run, lease: leases.Lease, workers: int, gpu: bool, on_step: Step, data: Rows | None, model: Any
+    place: Place, run: runs.Run, lease: leases.Lease, workers: Workers, gpu: bool, on_step: Step, data: Rows | None, model: Any
 ) -> tuple[versions.Version, dict[str, Any]]:
     begun, line = monotonic(), place.pipeline
     data = data or rows(place, run, on_step=on_step)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ct.errors import CtError, TrainingFailed
+from ct.settings import Workers
 from ct.training.determinism import ENVIRONMENT
 
 MAX_FAILURES = 3
@@ -24,8 +25,6 @@ KEEP_S = 600.0
 SHARE = 0.01
 _TEXT = b"text:"
 _LOST = ("gloo", "NCCL", "Connection", "connection", "timed out", "Timed out")
-
-Workers = int | tuple[int, int]
 
 
 class Desk:

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from ct.errors import TrainingFailed
 from ct.ids import describe, fingerprint
 from ct.objectives import BINARY, Objective
+from ct.settings import Workers
 from ct.training import checkpoint, data, warm
 from ct.training.declare import Torch, pickled, unpickled
 from ct.training.watchdog import Watch
 
 Progress = Callable[[Mapping[str, Any]], None]
-Workers = int | tuple[int, int]
 CHECKPOINT_S = 30.0
 HANG_S = 30.0
 
