@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch._utils import _flatten_dense_tensors
 
 from ct.errors import TrainingFailed
 from ct.objectives import Objective
@@ -107,12 +108,12 @@ class Learner:
                 "use it always, or give the embedding a padding_idx, which takes it off the sparse path",
             )
         parts = [
-            (torch.zeros_like(parameter) if gradient is None else gradient).reshape(-1)
+            torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(self._dense, found[:wide], strict=True)
         ]
-        numbers = [loss.detach().view(1), *([] if shard.weight is None else [shard.weight.sum().view(1)])]
-        floats = [buffer.reshape(-1) for buffer in self._buffers() if buffer.is_floating_point()]
-        part = torch.cat([*parts, *numbers, *floats])
+        weight = [] if shard.weight is None else [shard.weight.sum()]
+        floats = [buffer for buffer in self._buffers() if buffer.is_floating_point()]
+        part = _flatten_dense_tensors([*parts, loss.detach(), *weight, *floats])
         return part, lookups.noted(tables, calls, found[apart:], len(shard.label))
 
     def _choose(self, shard: Shard) -> None:
