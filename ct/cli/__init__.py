@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import auditing, changing, features, reading, rollout, sweeping, tables
+from ct.cli import auditing, changing, features, judging, reading, rollout, sweeping, tables
 
 app = typer.Typer(
     name="ct",
@@ -22,6 +22,7 @@ for command in (
     changing.train,
     sweeping.sweep,
     reading.evaluate,
+    judging.card,
     changing.deploy,
     changing.predict,
     changing.label,

@@ -207,7 +207,7 @@ class Gate:
     @property
     def comparisons(self) -> tuple[Better, ...]:
         """What is compared with the champion."""
-        return self.beats if isinstance(self.beats, tuple) else (self.beats,)  # type: ignore[return-value]
+        return self.beats if isinstance(self.beats, tuple) else (self.beats,)
 
     @property
     def trivial(self) -> Baseline:

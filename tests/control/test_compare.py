@@ -1,7 +1,8 @@
-"""A version is judged on its own features, whatever the pipeline has made of them since."""
+"""Candidate, champion, baseline and challengers on the same rows, in the real serving runtime, and the verdict about them."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 import ct
 from ct.control import judging, rows
+from ct.errors import InvalidPipeline
 from ct.features.declare import to_spec
+from ct.registry import files
 from ct.roles import Feature
-from tests.control import shop
+from tests.control import orders, shop
+
+WORSE = (2.1, -1.0, -3.0)
+"""Right by the amount, wrong about one country."""
 
 
 @dataclass
@@ -35,7 +42,7 @@ class Version:
         return SimpleNamespace(names=tuple(column.name for feature in self.features for column in feature.outputs()))
 
     def score_features(self, columns: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-        self.given = dict(columns)
+        self.given = self.given or dict(columns)
         return np.asarray(1 / (1 + np.exp(-columns["price"] / 10)), dtype=np.float64)
 
 
@@ -54,3 +61,146 @@ def test_a_version_gets_the_features_that_it_was_trained_on(tmp_path: Path) -> N
     assert np.array_equal(np.clip(before.given["price"], 0.0, 1.0), now.given["price"]), "the same rows in the same order"
     assert len(now.given["price"]) == int(data.split.judge.sum())
     assert reports[0].candidate.metrics != reports[1].candidate.metrics
+
+
+def test_a_first_version_is_judged_against_the_base_rate_of_the_training_rows(tmp_path: Path) -> None:
+    act = orders.opened(tmp_path, orders.line())
+    report = orders.judged(act)
+    assert report.verdict.decision == "pass", report.verdict.reasons
+    assert report.champion is None
+    found = report.candidate.metrics
+    _, data = orders.prepared(act)
+    rate, label = data.label[data.split.train].mean(), data.label[data.split.judge]
+    assert found["base_log_loss"] == pytest.approx(-(label * np.log(rate) + (1 - label) * np.log(1 - rate)).mean())
+    assert report.gains["log_loss", "baseline"].estimate == pytest.approx(found["base_log_loss"] - found["log_loss"], abs=1e-6)
+    assert orders.judged(act, (0.0, -0.5, 0.0)).verdict.decision == "fail", "the floor of AUROC"
+
+
+def test_a_candidate_is_compared_with_the_champion_and_every_number_is_told(tmp_path: Path) -> None:
+    act = orders.opened(tmp_path, orders.line())
+    assert orders.registered(act, live=True).verdict == "pass"
+    worse = orders.judged(act, WORSE)
+    assert worse.verdict.decision == "fail"
+    assert worse.difference is not None
+    assert worse.difference.high < -0.02
+    assert orders.judged(act).verdict.decision == "pass"
+    told = json.loads(json.dumps(worse.to_json(), allow_nan=False))
+    assert told["difference"]["estimate"] == pytest.approx(told["candidate"]["auroc"] - told["champion"]["auroc"], abs=1e-6)
+    assert told["rows"] == sum(part["rows"] for part in told["over_time"]) == told["difference"]["rows"]
+    assert told["blocks"] == 10, "a window of eight days is cut into ten parts"
+    assert told["maturity"]["hours"] == pytest.approx(6.0), "orders are delivered after six hours"
+    assert sum(part["rows"] for part in told["curve"]) == told["rows"]
+    assert set(told["segments"]["country"]) == {"AT", "DE", "FR"}
+    assert 0 < told["latency_ms"] < 1000
+    assert 0 < told["size_mb"] < 1
+
+
+def test_a_guard_over_slices_names_the_country_that_got_worse(tmp_path: Path) -> None:
+    gate = ct.Gate(
+        beats=ct.auc(by=0.0, margin=0.3),
+        floors=[ct.auc(0.5)],
+        guards=[ct.slices(margin=0.02, metric="log_loss"), ct.fits(latency_ms=1000, size_mb=5)],
+    )
+    act = orders.opened(tmp_path, orders.line(gate=gate))
+    orders.registered(act, live=True)
+    report = orders.judged(act, WORSE)
+    assert report.verdict.decision == "fail"
+    assert "country=FR" in report.verdict.reasons[0]
+    assert "country=AT" not in report.verdict.reasons[0]
+    small = orders.opened(
+        tmp_path / "b", orders.line(gate=ct.Gate(beats=gate.beats, floors=gate.floors, guards=[ct.fits(size_mb=1e-6)]))
+    )
+    assert "size" in orders.judged(small).verdict.reasons[0]
+
+
+def test_golden_rows_that_come_out_otherwise_are_an_error(tmp_path: Path) -> None:
+    act = orders.opened(tmp_path, orders.line())
+    _, data = orders.prepared(act)
+    its = orders.made(act, data)
+    golden = json.loads(its[files.GOLDEN])
+    golden["score"][3] += 0.01
+    report = judging.judge(act.place, {**its, files.GOLDEN: json.dumps(golden).encode()}, data)
+    assert report.verdict.decision == "error"
+    assert "golden rows" in report.verdict.reasons[0]
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def costs(scores: NDArray[Any], labels: NDArray[Any], columns: Mapping[str, NDArray[Any]]) -> float:
+    """What wrong promises cost: a late order that was not seen its amount, a warning in vain one."""
+    said = scores >= 0.5
+    return float(np.where(said, labels == 0, (labels == 1) * columns["amount"]).mean())
+
+
+def test_a_metric_of_ones_own_judges_and_is_reported_everywhere(tmp_path: Path) -> None:
+    gate = ct.Gate(
+        beats=[ct.auc(by=0.0, margin=0.5), ct.better("cost", lower=True)],
+        floors=[ct.at_most("cost", 1e6)],
+        metrics={"cost": costs},
+    )
+    act = orders.opened(tmp_path, orders.line(gate=gate))
+    orders.registered(act, live=True)
+    report = orders.judged(act, WORSE)
+    assert report.verdict.decision in ("fail", "inconclusive")
+    assert report.champion is not None
+    assert report.candidate.metrics["cost"] > report.champion.metrics["cost"]
+    assert report.gains["cost", "champion"].estimate < 0
+    told = report.to_json()
+    assert all("cost" in part for part in (*told["over_time"], *told["segments"]["country"].values()))
+
+
+def test_a_metric_of_ones_own_that_raises_is_an_error_with_its_words(tmp_path: Path) -> None:
+    gate = ct.Gate(
+        beats=ct.auc(by=0.0), floors=[ct.at_most("cost", 1)], metrics={"cost": lambda s, y, columns: columns["price"].sum()}
+    )
+    report = orders.judged(orders.opened(tmp_path, orders.line(gate=gate)))
+    assert report.verdict.decision == "error"
+    assert "cost was not measured" in report.verdict.reasons[0]
+    assert "KeyError: 'price'" in report.verdict.warnings[0]
+
+
+def test_a_challenger_is_reported_beside_a_candidate_that_is_not_worth_it(tmp_path: Path) -> None:
+    gate = ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.3)], challengers=[ct.LightGBM(rounds=60)])
+    act = orders.opened(tmp_path, orders.line(gate=gate))
+    report = orders.judged(act, WORSE)
+    (found,) = report.to_json()["challengers"]
+    assert found["metrics"]["auroc"] > report.candidate.metrics["auroc"]
+    assert any(text.startswith("LightGBM is better by") for text in report.verdict.warnings)
+    assert orders.judged(act, WORSE).to_json()["challengers"][0]["metrics"] == found["metrics"], (
+        "the same rows, the same scores"
+    )
+    good = orders.judged(act)
+    assert not good.verdict.warnings, "the truth itself is not beaten"
+    assert good.to_json()["challengers"][0]["gain"]["estimate"] > 0
+
+
+def test_a_number_is_judged_against_the_last_value_of_its_country(tmp_path: Path) -> None:
+    gate = ct.Gate(
+        beats=ct.better("mae", margin=0.05),
+        floors=[ct.at_most("mae", 2)],
+        guards=[ct.baseline(last=True, per="country"), ct.slices(margin=0.2)],
+        challengers=[ct.LightGBM(rounds=30)],
+    )
+    act = orders.opened(tmp_path, orders.line(label=ct.Label("days_late", known_at="delivered_at"), gate=gate))
+    assert orders.registered(act, (0.8, 0.9, 0.5), live=True).verdict == "pass"
+    report = orders.judged(act, (0.0, 4.0, 0.0))
+    assert report.verdict.decision == "fail"
+    assert report.gains["mae", "champion"].high < 0
+    assert set(report.to_json()["challengers"][0]["metrics"]) >= {"mae", "rmse", "r2"}
+
+
+def test_a_champion_that_answers_another_question_is_an_error(tmp_path: Path) -> None:
+    act = orders.opened(tmp_path, orders.line())
+    orders.registered(act, live=True)
+    number = ct.Gate(beats=ct.better("mae"), floors=[ct.at_most("mae", 9)])
+    act.pipeline = orders.line(label=ct.Label("days_late", known_at="delivered_at"), gate=number)
+    act.place = judging.Place(act.pipeline, act.settings, act.journal, act.artifacts)
+    report = orders.judged(act, (0.8, 0.9, 0.5))
+    assert report.verdict.decision == "error"
+    assert "answers another question (binary)" in report.verdict.reasons[0]
+
+
+def test_a_gate_that_asks_for_what_the_label_has_not_is_no_pipeline() -> None:
+    with pytest.raises(InvalidPipeline, match="floor 'mae'"):
+        orders.line(gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.at_most("mae", 3)]))
+    with pytest.raises(InvalidPipeline, match="there is no floor"):
+        orders.line(gate=ct.Gate(beats=ct.auc(by=0.0)))
