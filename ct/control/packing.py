@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from ct.control.rows import Rows, take
 from ct.data import catalog, personal
 from ct.features.declare import to_spec
 from ct.features.encode import Encoder
-from ct.registry.files import CODE, SPEC, ModelSpec
+from ct.registry.files import CODE, ModelSpec
 from ct.roles import Columns
 from ct.training import export
 
@@ -64,11 +63,6 @@ def files_of(place: Place, run: runs.Run, version: str, data: Rows, fitted: Fitt
         golden=golden_rows(fitted.encoder, golden),
     )
     return made | {CODE: place.artifacts.get(run.code)}
-
-
-def named(made: Mapping[str, bytes], version: str) -> dict[str, bytes]:
-    """The same files under another version's name."""
-    return {**made, SPEC: replace(ModelSpec.from_bytes(made[SPEC]), version=version).to_bytes()}
 
 
 def golden_rows(encoder: Encoder, columns: Columns) -> dict[str, Any]:

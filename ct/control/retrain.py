@@ -12,23 +12,22 @@ from typing import Any
 
 from ct.control import evolving, labelled, runs, tracking
 from ct.control.fitting import Fitted, fit
-from ct.control.judging import Report, judge
-from ct.control.packing import files_of, named
+from ct.control.judging import judge
+from ct.control.packing import files_of
 from ct.control.place import Place, Step
 from ct.control.repeating import spread
 from ct.control.rows import Rows, profiled_by, rows, take
 from ct.data import catalog
 from ct.data.profile import Profiles
-from ct.errors import Conflict, NotFound, TrainingFailed
+from ct.errors import NotFound, TrainingFailed
 from ct.ids import describe, sha256
-from ct.registry import files, versions
+from ct.registry import versions
 from ct.registry.code import Code
+from ct.registry.publishing import publish
 from ct.settings import Workers
 from ct.store import leases
 from ct.training.code import code_of
 from ct.training.data import TrainingSet
-
-_TRIES = 20
 
 
 def inputs(place: Place) -> dict[str, Any]:
@@ -122,7 +121,17 @@ def _carried(
         "profile": place.artifacts.put(profile.to_bytes()),
         "report": report.to_json(),
     }
-    registered = _registered(place, run, lease, made, report)
+    registered = publish(
+        place.journal,
+        place.artifacts,
+        line.name,
+        made,
+        run=run.id,
+        verdict=report.verdict.decision,
+        metrics=report.candidate.metrics,
+        reasons=report.verdict.reasons,
+        guard=lease,
+    )
     facts["seconds"] = round(monotonic() - begun, 2)
     runs.registered(place.journal, line.name, run.id, version=registered.name, facts=facts, guard=lease)
     return registered, facts
@@ -153,38 +162,15 @@ def _facts(place: Place, run: runs.Run, data: Rows, fitted: Fitted, model: Any) 
 
 
 def settings_of(declared: Any, used: Any) -> dict[str, Any]:
-    """The values that searched settings had in a training."""
-    return {
+    """The values that searched settings had in a training, and its course where it had one."""
+    values = {
         name: used.options[name.removeprefix("options.")] if name.startswith("options.") else getattr(used, name)
         for name in declared.searches()
     }
+    course = [[at, dict(changed)] for at, changed in getattr(used, "course", ())]
+    return values | ({"course": course} if course else {})
 
 
 def training_set(place: Place, run: runs.Run) -> str:
     """The digest of the rows that a run trained on, as they were encoded."""
     return TrainingSet.open(place.settings.home / "work" / f"{run.id}-train")[1]
-
-
-def _registered(
-    place: Place, run: runs.Run, lease: leases.Lease, made: Mapping[str, bytes], report: Report
-) -> versions.Version:
-    """Store the files, read them back, then register them. When another run took the name meanwhile, they get the next one."""
-    line = place.pipeline
-    for _ in range(_TRIES):
-        name = versions.next_name(place.journal, line.name, run.id)
-        manifest = files.store(place.artifacts, named(made, name))
-        try:
-            return versions.register(
-                place.journal,
-                line.name,
-                manifest=manifest,
-                run=run.id,
-                verdict=report.verdict.decision,
-                metrics=report.candidate.metrics,
-                reasons=report.verdict.reasons,
-                version=name,
-                guard=lease,
-            )
-        except Conflict:
-            lease.check()
-    raise Conflict(f"{_TRIES} other versions were registered meanwhile", "a quieter moment", "call it again; it goes on")
