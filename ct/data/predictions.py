@@ -307,8 +307,8 @@ def committed(settings: Settings, *, first_epoch: int = 0) -> list[Record]:
         if row["kind"] == "label":
             records.append({name: row[name] for name in _LABEL_KEYS})
         elif row["epoch"] >= first_epoch:
-            texts = {name: orjson.loads(row[name] or b"{}") for name in _JSON}
-            records.append({name: row[name] for name in _PREDICTION} | texts)
+            texts = {name: orjson.loads(row.get(name) or b"{}") for name in _JSON}
+            records.append({name: row.get(name) for name in _PREDICTION} | texts)
     return records
 
 

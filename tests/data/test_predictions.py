@@ -135,6 +135,23 @@ def test_commit_moves_everything_once(place: Settings) -> None:
     assert [r for r in predictions.committed(place) if r["kind"] == "label"] == [label("a")]
 
 
+def test_a_log_of_an_older_ct_goes_on_and_is_forgotten_from(place: Settings) -> None:
+    """Its table and its inbox know no `scores`; they read as none, and both kinds of file can be rewritten together."""
+    warehouse = Warehouse(place)
+    old = predictions._table([prediction("old", key="ann"), prediction("kept")]).drop_columns(["scores"])
+    warehouse.append(predictions.TABLE, old, attempt="a" * 64)
+    log(place.inbox, prediction("waiting"), prediction("new", key="ann", scores={"a": 0.25, "b": 0.75}))
+    log(place.inbox, prediction("other", scores={"b": 0.25, "a": 0.75}), replica="s")
+    for _ in range(2):
+        found = {record["id"]: record["scores"] for record in predictions.everything(place) if "scores" in record}
+        assert found.pop("new") == {"a": 0.25, "b": 0.75}
+        assert list(found.pop("other")) == ["b", "a"], "the order of the classes is kept"
+        assert not any(found.values())
+        predictions.commit(place, warehouse)
+    assert predictions.forget(place, warehouse, "ann", lambda record: record.get("key") == "ann") == 2
+    assert names(predictions.committed(place)) == ["kept", "other", "waiting"]
+
+
 @pytest.mark.parametrize("before", ["append", "_save", "unlink"])
 def test_a_killed_commit_is_finished_by_the_next(place: Settings, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     warehouse = Warehouse(place)

@@ -1,5 +1,7 @@
 """Causes: each kind of change gets its name, in order; what is unknown is called unknown."""
 
+import pytest
+
 from ct.monitoring.diagnose import explain
 from ct.monitoring.drift import FeatureDrift
 
@@ -58,3 +60,14 @@ def test_without_labels_quality_is_unknown() -> None:
 def test_scores_that_drift_are_named() -> None:
     found = explain(CALM, performance_before=GATE, performance_now=LIVE, score=row("score", 0.3))
     assert any("scores drifted" in line for line in found.evidence)
+
+
+@pytest.mark.parametrize(("name", "said"), [("mae", "mean error"), ("pinball", "pinball loss"), ("log_loss", "log loss")])
+def test_lost_quality_of_other_labels(name: str, said: str) -> None:
+    now = {name: 12.0, f"{name}_low": 11.0, f"{name}_high": 13.0, "labelled": 400, "maturity": 0.5}
+    lost = explain(CALM, performance_before={name: 10.0}, performance_now=now)
+    assert lost.kind == "concept change"
+    assert f"live {said} 12 [11, 13] on 400 labels (50% mature), 10 at the gate" in lost.text
+    assert explain(CALM, performance_before={name: 10.6}, performance_now=now).kind == "none", "within 5 %"
+    unknown = explain(CALM, performance_before={name: 10.0}, performance_now={name: None, f"{name}_low": None})
+    assert f"live {said} unknown" in unknown.text

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from ct.ids import canonical
-from ct.monitoring.performance import cohort, live
+from ct.monitoring.performance import HEADLINE, cohort, live
+from ct.objectives import Objective
 
 
 def test_nothing_known_is_none_and_plain_data() -> None:
@@ -43,3 +44,43 @@ def test_a_cohort_takes_early_truths_for_no_more_than_they_are() -> None:
     found = live(np.full(5000, 0.3)[mature], seen[mature])
     assert found["maturity"] == 1.0
     assert found["base_rate"] == pytest.approx(0.3, abs=0.03)
+
+
+CLASSES = Objective("classes", ("a", "b", "c"))
+NUMBER, QUANTILES = Objective("number"), Objective("quantiles", quantiles=(0.1, 0.9))
+
+
+@pytest.mark.parametrize("objective", [CLASSES, NUMBER, QUANTILES])
+def test_every_kind_is_none_before_labels_and_ignores_what_failed(objective: Objective) -> None:
+    shape = (4, objective.outputs) if objective.outputs > 1 else (4,)
+    scores, labels = np.full(shape, 0.4), np.array([np.nan, np.nan, 1.0, np.nan])
+    scores[2] = np.nan
+    found = live(scores, labels, objective)
+    name = HEADLINE[objective.kind]
+    assert (found["predictions"], found["labelled"], found["maturity"]) == (3, 0, 0.0)
+    assert found[name] is found[f"{name}_low"] is None
+    assert canonical(found)
+    scores[2], one = 0.4, live(np.where(np.isnan(scores), 0.4, scores), labels, objective)
+    assert one["labelled"] == 1
+    assert one[name] is not None
+    assert one[f"{name}_low"] is None, "one row has no interval"
+    assert canonical(live(np.empty((0, *shape[1:])), np.empty(0), objective))
+
+
+def test_classes_numbers_and_quantiles_by_hand() -> None:
+    found = live([[0.5, 0.3, 0.2], [0.2, 0.7, 0.1]], [0.0, 2.0], CLASSES)
+    assert (found["accuracy"], found["log_loss"]) == (0.5, pytest.approx(-(np.log(0.5) + np.log(0.1)) / 2))
+    found = live([1.0, 5.0, np.nan], [2.0, 2.0, 2.0], NUMBER)
+    assert (found["mae"], found["rmse"], found["bias"], found["mean_label"]) == (2.0, pytest.approx(5**0.5), 1.0, 2.0)
+    found = live([[0.0, 10.0], [0.0, 10.0]], [5.0, 12.0], QUANTILES)
+    assert (found["coverage"], found["pinball"]) == (0.5, pytest.approx((0.5 + 1.5) / 2))
+
+
+def test_intervals_hold_their_confidence() -> None:
+    rng = np.random.default_rng(2)
+    held = 0
+    for _ in range(300):
+        gaps = rng.exponential(1.0, 300)
+        found = live(gaps, np.zeros(300), NUMBER)
+        held += found["mae_low"] <= 1.0 <= found["mae_high"]
+    assert held / 300 > 0.92

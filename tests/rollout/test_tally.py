@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ct.rollout.tally import Tally
+from ct.objectives import Objective
+from ct.rollout.tally import Tally, off, wrong
 from ct.rollout.verdict import Cell
 
 
@@ -53,3 +55,53 @@ def test_order_split_and_repetition_do_not_matter(order: list[int], cut: int) ->
     shuffled.add(mixed[cut:])
     shuffled.add(mixed)
     assert shuffled.cells() == straight.cells()
+
+
+CLASSES, NUMBER = Objective("classes", ("early", "late")), Objective("number")
+QUANTILES = Objective("quantiles", quantiles=(0.1, 0.9))
+
+
+def test_what_counts_as_wrong_for_each_kind() -> None:
+    late = {"score": 0.7, "scores": {"early": 0.3, "late": 0.7}}
+    assert wrong(CLASSES, late, 0.0, None) is True
+    assert wrong(CLASSES, late, 1.0, None) is False
+    assert wrong(NUMBER, {"score": 5.0}, 8.0, 3.0) is False
+    assert wrong(NUMBER, {"score": 5.0}, 8.1, 3.0) is True
+    between = {"score": 10.0, "scores": {"0.1": 0.0, "0.9": 10.0}}
+    # 0.1 * 5 below, 0.1 * 5 above: the mean pinball loss of a truth in the middle.
+    assert off(QUANTILES, between, 5.0) == pytest.approx(0.5)
+    assert off(QUANTILES, between, 12.0) == pytest.approx((0.1 * 12 + 0.9 * 2) / 2)
+    assert wrong(QUANTILES, between, 5.0, 0.6) is False
+    assert wrong(QUANTILES, between, 12.0, 0.6) is True
+
+
+def test_an_interval_wide_enough_for_any_truth_is_wrong_nevertheless() -> None:
+    wide = {"score": 1e4, "scores": {"0.1": -1e4, "0.9": 1e4}}
+    assert wrong(QUANTILES, wide, 5.0, 0.6) is True
+
+
+def test_what_cannot_be_said_is_not_counted() -> None:
+    """Numbers without a limit, and answers of a version for another label: neither right nor wrong."""
+    for objective, record, limit in (
+        (NUMBER, prediction("a"), None),
+        (CLASSES, prediction("a", scores={"other": 1.0}), None),
+        (CLASSES, prediction("a"), None),
+        (QUANTILES, prediction("a", scores={"0.5": 1.0}), 1.0),
+    ):
+        tally = Tally(5, 10.0, objective, limit)
+        tally.add([record, label("a", 1.0)])
+        (cell,) = tally.cells()
+        assert (cell.total, cell.labelled, cell.wrong) == (1, 0, 0)
+
+
+def test_labels_before_and_after_their_predictions_count_alike() -> None:
+    records = [
+        prediction("a", scores={"early": 0.9, "late": 0.1}, score=0.9),
+        prediction("b", scores={"early": 0.9, "late": 0.1}, score=0.9),
+    ]
+    told = [label("a", 1.0), label("b", 0.0)]
+    first, last = Tally(5, 10.0, CLASSES), Tally(5, 10.0, CLASSES)
+    first.add([*told, *records])
+    last.add([*records, *told])
+    assert first.cells() == last.cells()
+    assert (first.cells()[0].labelled, first.cells()[0].wrong) == (2, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from ct import category, numeric, window
 from ct.features.declare import to_spec
 from ct.features.encode import Encoder
+from ct.objectives import BINARY, Objective
 from ct.pipeline import Table
 from ct.registry import files, routes
 from ct.registry.code import Code
@@ -33,23 +34,25 @@ OBSERVE = {"trips": {**REQUEST, "late": "number", "arrives": "time"}}
 ROW = {"trip": "t1", "leaves": "2024-05-01T10:00:00Z", "distance": 120.0, "line": "A", "bus": "b7"}
 
 
-def graph(width: int, bias: float, *, broken: bool = False) -> bytes:
-    """score = sigmoid(sum(numeric) / 10 + category + bias). A broken one gives NaN for texts it does not know."""
+def graph(width: int, bias: float, *, broken: bool = False, objective: Objective = BINARY) -> bytes:
+    """score = sigmoid(x), x = sum(numeric) / 10 + category + bias. A broken one gives NaN for texts it does not know.
+
+    classes: the softmax of x times 0, 1, 2, …; number: x; quantiles: x and 0, 1, 2, … more.
+    """
     nodes = [
         helper.make_node("ReduceSum", ["numeric", "axis"], ["summed"], keepdims=0),
         helper.make_node("Mul", ["summed", "tenth"], ["scaled"]),
         helper.make_node("Cast", ["category"], ["ids"], to=TensorProto.FLOAT),
         helper.make_node("Squeeze", ["ids", "axis"], ["id"]),
         helper.make_node("Add", ["scaled", "id"], ["moved"]),
-        helper.make_node("Add", ["moved", "bias"], ["logit"]),
-        helper.make_node("Sigmoid", ["logit"], ["plain"]),
+        helper.make_node("Add", ["moved", "bias"], ["whole" if broken else "logit"]),
         # 1 is the id of unknown texts: 0 / (id - 1) is NaN there and 0 elsewhere.
         helper.make_node("Sub", ["id", "one"], ["less"]),
         helper.make_node("Div", ["zero", "less"], ["fault"]),
-        helper.make_node("Add", ["plain", "fault"], ["score"]),
+        helper.make_node("Add", ["whole", "fault"], ["logit"]),
     ]
-    if not broken:
-        nodes = [*nodes[:6], helper.make_node("Sigmoid", ["logit"], ["score"])]
+    nodes = [*(nodes if broken else nodes[:6]), *_ends(objective)]
+    k = objective.outputs
     constants = {"tenth": 0.1, "bias": bias, "one": 1.0, "zero": 0.0}
     made = helper.make_graph(
         nodes,
@@ -58,14 +61,33 @@ def graph(width: int, bias: float, *, broken: bool = False) -> bytes:
             helper.make_tensor_value_info("numeric", TensorProto.FLOAT, ["n", width]),
             helper.make_tensor_value_info("category", TensorProto.INT64, ["n", 1]),
         ],
-        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n"])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", k] if k > 1 else ["n"])],
         [helper.make_tensor(name, TensorProto.FLOAT, [], [value]) for name, value in constants.items()]
-        + [helper.make_tensor("axis", TensorProto.INT64, [1], [1])],
+        + [helper.make_tensor("axis", TensorProto.INT64, [1], [1])]
+        + [helper.make_tensor("steps", TensorProto.FLOAT, [1, k], [float(at) for at in range(k)])],
     )
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
     model.ir_version = 8
     onnx.checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+def _ends(objective: Objective) -> list[Any]:
+    """The graph's last nodes, from "logit" to "score"."""
+    wide = helper.make_node("Unsqueeze", ["logit", "axis"], ["wide"])
+    match objective.kind:
+        case "binary":
+            return [helper.make_node("Sigmoid", ["logit"], ["score"])]
+        case "number":
+            return [helper.make_node("Identity", ["logit"], ["score"])]
+        case "quantiles":
+            return [wide, helper.make_node("Add", ["wide", "steps"], ["score"])]
+        case _:
+            return [
+                wide,
+                helper.make_node("Mul", ["wide", "steps"], ["logits"]),
+                helper.make_node("Softmax", ["logits"], ["score"], axis=1),
+            ]
 
 
 def model_files(
@@ -76,6 +98,7 @@ def model_files(
     request: dict[str, str] = REQUEST,
     personal: dict[str, dict[str, str]] | None = None,
     segments: tuple[str, ...] = ("line",),
+    objective: Objective = BINARY,
 ) -> dict[str, bytes]:
     """A version's files."""
     columns: dict[str, Any] = {
@@ -92,14 +115,15 @@ def model_files(
         request=request,
         segments=segments,
         features=tuple(to_spec(feature) for feature in FEATURES),
-        label={"column": "late", "above": 15.0, "known_at": "arrives"},
+        label={"column": "late", "above": 15.0 if objective == BINARY else None, "known_at": "arrives"},
+        objective=asdict(objective),
         threshold=0.5,
         observe=OBSERVE,
         table="trips",
         personal=personal or {},
     )
     made = {files.WEIGHTS: b"", files.SPEC: spec.to_bytes(), files.ENCODER: encoder.to_json(), files.CODE: Code({}).to_bytes()}
-    made[files.ONNX] = graph(len(encoder.numeric_names), bias, broken=broken)
+    made[files.ONNX] = graph(len(encoder.numeric_names), bias, broken=broken, objective=objective)
     from ct.serving.runtime import _session
 
     given = {"numeric": encoder.numeric(columns), "category": encoder.category(columns)}
