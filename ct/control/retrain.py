@@ -19,11 +19,13 @@ from ct.control.repeating import spread
 from ct.control.rows import Rows, profiled_by, rows, take
 from ct.data import catalog
 from ct.data.profile import Profiles
-from ct.errors import NotFound, TrainingFailed
+from ct.errors import Corrupt, NotFound, TrainingFailed
 from ct.ids import describe, sha256
 from ct.registry import versions
 from ct.registry.code import Code
+from ct.registry.files import CODE, SPEC, ModelSpec
 from ct.registry.publishing import publish
+from ct.serving.runtime import features_of
 from ct.settings import Workers
 from ct.store import leases
 from ct.training.code import code_of
@@ -109,6 +111,7 @@ def _carried(
     seeds = spread(place, run, data, fitted, workers=workers, gpu=gpu, on_step=on_step)
     on_step("export")
     made = files_of(place, run, versions.next_name(place.journal, line.name, run.id), data, fitted)
+    _servable(made, on_step)
     on_step("evaluation")
     report = judge(place, made, data)
     profile = Profiles.of(take(data.columns, data.split.train), profiled_by(line))
@@ -135,6 +138,17 @@ def _carried(
     facts["seconds"] = round(monotonic() - begun, 2)
     runs.registered(place.journal, line.name, run.id, version=registered.name, facts=facts, guard=lease)
     return registered, facts
+
+
+def _servable(made: Mapping[str, bytes], on_step: Step) -> None:
+    """Can a replica load the functions of these features out of the archive alone?"""
+    spec = ModelSpec.from_bytes(made[SPEC])
+    try:
+        features_of(spec, made[CODE])
+    except Corrupt as error:
+        if Code.from_bytes(made[CODE]).main:
+            raise TrainingFailed(error.found, error.expected, error.remedy) from error
+        on_step("this pipeline came from no file: its features' functions are not in the archive, and no replica can serve it")
 
 
 def _facts(place: Place, run: runs.Run, data: Rows, fitted: Fitted, model: Any) -> dict[str, Any]:

@@ -54,7 +54,7 @@ class EndpointReplica:
 
     async def stage(self, version: str, manifest: str) -> str:
         """Load a version beside the others. Returns the replica's name."""
-        await asyncio.to_thread(self._replica.slots.stage, version, manifest)
+        await asyncio.to_thread(self._replica.stage, version, manifest)
         return self._replica.name
 
     async def activate(self, route: dict[str, Any]) -> int:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ct.data import labels, personal, predictions
 from ct.data.columns import NO_TIME, from_rows
-from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
+from ct.errors import Corrupt, CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
 from ct.features.transform import texts
 from ct.registry import routes
@@ -32,7 +32,7 @@ from ct.serving.telemetry import Telemetry
 from ct.serving.veil import Rows, veiled
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
-from ct.store.journal import Journal
+from ct.store.journal import Journal, New
 from ct.store.signing import Keys
 
 POLL_SECONDS = 1.0
@@ -72,9 +72,26 @@ class Replica:
             route = routes.current(self._journal, self.endpoint)
             if route is not None:
                 for arm in route.arms:
-                    self.slots.stage(arm.version, arm.manifest)
+                    self.stage(arm.version, arm.manifest)
                 self.activate(route)
         return self.slots.epoch
+
+    def stage(self, version: str, manifest: str) -> None:
+        """Load a version beside the others, see `Slots.stage`. Files that are refused are journaled, once for each manifest."""
+        try:
+            self.slots.stage(version, manifest)
+        except Corrupt as error:
+            try:
+                self._refused(version, manifest, error)
+            except CtError as fault:
+                self.telemetry.fault(type(fault).__name__)
+            raise
+
+    def _refused(self, version: str, manifest: str, error: Corrupt) -> None:
+        stream = f"audit/{self.endpoint}"
+        said = {"version": version, "manifest": manifest, "error": type(error).__name__, "found": error.found}
+        if not any(event.data["manifest"] == manifest for event in self._journal.read(stream, types=["ArtifactRefused"])):
+            self._journal.append(stream, [New("ArtifactRefused", said | {"replica": self.name})])
 
     def activate(self, route: Route) -> int:
         """Put a route in force whose versions are staged. Returns the epoch in force."""
@@ -92,7 +109,7 @@ class Replica:
                     route = await asyncio.to_thread(routes.current, self._journal, self.endpoint)
                     if route is not None:
                         for arm in route.arms:
-                            await asyncio.to_thread(self.slots.stage, arm.version, arm.manifest)
+                            await asyncio.to_thread(self.stage, arm.version, arm.manifest)
                         self.activate(route)
                 self.slots.drain()
             except Exception as error:  # the loop is a repair and must outlive any fault; what it met is shown by /metrics
