@@ -24,7 +24,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Newest:
-    """All rows of the last `span` of event time, and of older rows the share `older`, the same share in each stratum of `by`."""
+    """All rows of the last `span` of event time, and of older rows a replay sample: the share `older`, or so many of them where it is a
+    whole number, the same share in each stratum of `by`."""
 
     span: str
     older: float
@@ -44,7 +45,8 @@ class Newest:
             return newest
         old = np.flatnonzero(~newest)
         strata = _strata([rows.segments[name][old] for name in self.by], len(old))
-        newest[old[_smallest(rows.keys[old], strata, self.older)]] = True
+        share = self.older if self.older < 1 else min(1.0, self.older / max(1, len(old)))
+        newest[old[_smallest(rows.keys[old], strata, share)]] = True
         return newest
 
     def explain(self) -> str:
@@ -52,7 +54,8 @@ class Newest:
         if not self.older:
             return f"the last {self.span}"
         strata = f" by {', '.join(self.by)}" if self.by else ""
-        return f"the last {self.span} and {self.older:.4g} of older rows{strata}"
+        sample = f"{self.older:.4g} of older rows" if self.older < 1 else f"about {self.older:,.0f} older rows"
+        return f"the last {self.span} and {sample}{strata}"
 
 
 @dataclass(frozen=True)
@@ -103,13 +106,17 @@ class Only:
 
 
 def newest(span: str, *, older: float = 0.0, by: str | Sequence[str] = ()) -> Newest:
-    """All training rows of the last `span` and the share `older` of earlier ones, stratified by the segments `by`.
+    """All training rows of the last `span` and a replay sample of earlier ones, stratified by the segments `by`.
 
-    Raises InvalidPipeline for a span that is none or a share outside [0, 1).
+    `older` is their share, as 0.1, or about how many, as 20_000; with a number the work of a run stays the same as data grows. The sample is
+    drawn by the rows' hashes: the same rows again and again. Raises InvalidPipeline for a span that is none or another `older`.
     """
     duration(span)
-    if isinstance(older, bool) or not isinstance(older, (int, float)) or not 0 <= older < 1:
-        raise InvalidPipeline(f"newest(older={older!r})", "a share from 0 to below 1", "write for example older=0.10")
+    whole = isinstance(older, int) and not isinstance(older, bool) and older >= 1
+    if not whole and (isinstance(older, bool) or not isinstance(older, (int, float)) or not 0 <= older < 1):
+        raise InvalidPipeline(
+            f"newest(older={older!r})", "a share from 0 to below 1, or a number of rows", "write for example older=0.10"
+        )
     return Newest(span, float(older), (by,) if isinstance(by, str) else tuple(by))
 
 

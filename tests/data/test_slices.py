@@ -141,3 +141,20 @@ def test_each_says_what_it_chooses() -> None:
     assert newest("90d", older=0.1, by="carrier").explain() == "the last 90d and 0.1 of older rows by carrier"
     assert tagged(source=["csv", "parquet"]).explain() == "shards with source 'csv' or 'parquet'"
     assert only(carrier="AA").explain() == "rows with carrier 'AA'"
+
+
+@given(rows_of, st.integers(1, 60))
+def test_a_number_of_older_rows_is_a_replay_of_about_so_many(rows, wanted) -> None:
+    table = offered([day for day, _ in rows], [carrier for _, carrier in rows])
+    mask = newest("90d", older=wanted, by="carrier").chosen(table)
+    last = max((day for day, _ in rows), default=0)
+    old = np.array([day <= last - 90 for day, _ in rows], dtype=bool)
+    assert mask[~old].all()
+    assert abs(mask[old].sum() - min(wanted, old.sum())) <= 1.5, "half a row for each of three strata"
+    assert "older rows by carrier" in newest("90d", older=20_000, by="carrier").explain()
+
+
+@pytest.mark.parametrize("older", [-1, 1.5, True, "1", 2.0])
+def test_what_is_neither_a_share_nor_a_number_is_refused(older) -> None:
+    with pytest.raises(InvalidPipeline, match="or a number of rows"):
+        newest("90d", older=older)
