@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ct.control import fitting, runs, sweeps
+from ct.control import evolving, fitting, runs, sweeps
 from ct.control.place import Step
 from ct.control.rows import Rows, rows, take
 from ct.control.sweeps import Sweep
@@ -18,6 +19,7 @@ from ct.ids import describe
 from ct.pipeline import Pipeline
 from ct.registry import versions
 from ct.registry.versions import Version
+from ct.store import leases
 from ct.training import sweep as running
 from ct.training.ledger import Ledger
 from ct.training.search import CHOOSERS, Leg, Random, Reached, Space
@@ -100,44 +102,54 @@ def sweep(act: Actor, chosen: Any, *, parallel: int, on_step: Step = _silent, on
     """Run the trials that the journal does not know yet for these inputs, then train the best setting whole. A killed sweep goes on.
 
     `on_trials` is told of the ledger when it is opened and whenever a leg of a trial has ended.
-    Raises InvalidPipeline, and TrainingFailed when every trial failed.
+    Raises InvalidPipeline; TrainingFailed when every trial failed; Held when another process carries the same sweep out.
     """
     line = act.pipeline
     plan(line, chosen, {})
     run, known = _open(act, chosen)
-    data = rows(act.place, run, on_step=on_step)
     home = act.settings.home / "sweeps" / run.id
     home.mkdir(parents=True, exist_ok=True)
-    try:
-        ledger = _tried(act, run, known, chosen, data, parallel=parallel, on_step=on_step, on_trials=on_trials)
-        winner = ledger.winner()
-    except TrainingFailed as error:
-        runs.failed(act.journal, line.name, run.id, error=str(error))
-        raise
-    if not known.ended:
-        sweeps.end(act.journal, line.name, run.id, trials=ledger.trials(), best=winner.number)
-    on_step(f"training trial {winner.number} whole")
-    model = running.settled(line.model, winner.params, winner.course)
-    act.train(run, on_step=on_step, data=data, model=model)
+    with leases.held(act.journal, runs.lease(line.name, run.id)) as lease:
+        data = rows(act.place, run, on_step=on_step)
+        try:
+            task = _task(act, run, data)
+            ledger = _tried(act, run, known, chosen, task, lease, parallel=parallel, on_step=on_step, on_trials=on_trials)
+            winner = ledger.winner()
+        except TrainingFailed as error:
+            runs.failed(act.journal, line.name, run.id, error=str(error), state=error.state, guard=lease)
+            raise
+        if not known.ended:
+            sweeps.end(act.journal, line.name, run.id, trials=ledger.trials(), best=winner.number, guard=lease)
+    on_step(f"trial {winner.number} is trained whole")
+    act.train(run, on_step=on_step, data=data, model=running.settled(line.model, winner.params, winner.course))
     for part in ("legs", "tune"):
         shutil.rmtree(home / part, ignore_errors=True)
     return last(act)
 
 
 def _tried(
-    act: Actor, run: runs.Run, known: Sweep, chosen: Any, data: Rows, *, parallel: int, on_step: Step, on_trials: Told
+    act: Actor,
+    run: runs.Run,
+    known: Sweep,
+    chosen: Any,
+    task: Task,
+    lease: leases.Lease,
+    *,
+    parallel: int,
+    on_step: Step,
+    on_trials: Told,
 ) -> Ledger:
     """The ledger with every trial in it."""
-    on_step("trials")
-    task = _task(act, run, data)
 
     def note(leg: Leg, seen: Reached, ledger: Ledger) -> None:
         best = ledger.best()
         whole = leg.until >= ledger.space.whole(leg.params)
-        sweeps.reached(act.journal, act.pipeline.name, run.id, leg, seen, whole=whole, best=best.number if best else 0)
+        number = best.number if best else 0
+        sweeps.reached(act.journal, act.pipeline.name, run.id, leg, seen, whole=whole, best=number, guard=lease)
         on_trials(ledger)
 
     begun = known.asked["first"]
+    on_step("trials")
     on_trials(Ledger(chosen, task.space(run.seed, begun), known.known))
     return running.sweep(
         task,
@@ -152,24 +164,39 @@ def _tried(
 
 
 def _task(act: Actor, run: runs.Run, data: Rows) -> Task:
-    """The rows that trials share, encoded once by what is known from the rows that train them."""
+    """The rows that trials share, encoded and weighed once by what is known from those that train them."""
     line, place = act.pipeline, act.place
+    evolving.check_labels(place, run, data)
     chosen = tuning(data.split, data.times, data.known_at, data.label, objective=line.label.objective)
-    encoder = Encoder.fit(take(data.columns, chosen.train), line.outputs)
-    weight = fitting.row_weights(place, run, data, line.model)
-    within = None if weight is None else weight[chosen.train[data.split.train]]
+    part = replace(data, split=replace(data.split, train=chosen.train, judge=chosen.judge, stop=chosen.stop))
+    middle = line.model.resolved({})
+    begun = evolving.begin(place, run, middle, Encoder.fit(take(data.columns, chosen.train), line.outputs))
+    # Another width could not begin with the champion's weights.
+    alike = not any(name.startswith("options.") for name in line.model.searches())
 
-    def save(mask: Any, name: str, weights: Any = None) -> Any:
-        return fitting.save(place, data, encoder, mask, f"{run.id}-sweep-{name}", weight=weights)
+    def save(mask: Any, name: str, weight: Any = None) -> Path:
+        return fitting.save(place, part, begun.encoder, mask, f"{run.id}-sweep-{name}", weight=weight)
 
     return Task(
-        train=save(chosen.train, "train", within),
+        train=save(chosen.train, "train", fitting.row_weights(place, run, part, middle)),
         judge=save(chosen.judge, "judge"),
         stop=save(chosen.stop, "stop") if chosen.stop.any() else None,
         model=line.model,
         objective=line.label.objective,
-        gpu=running.on_gpu(),
+        start=(begun.weights[0] or {}) if alike else {},
+        gpu=act.gpu(),
     )
+
+
+def _leave(act: Actor, run: runs.Run) -> None:
+    """Record that a killed sweep will not be gone on with. One that another process carries out is left to it."""
+    name = act.pipeline.name
+    try:
+        with leases.held(act.journal, runs.lease(name, run.id)) as lease:
+            error = "left for a sweep of other data or of another declaration"
+            runs.failed(act.journal, name, run.id, error=error, guard=lease)
+    except leases.Held:
+        pass
 
 
 def _open(act: Actor, chosen: Any) -> tuple[runs.Run, Sweep]:
@@ -188,8 +215,9 @@ def _open(act: Actor, chosen: Any) -> tuple[runs.Run, Sweep]:
         if same and found and {key: found.asked[key] for key in asked} == asked:
             return run, found
         if found or not same:
-            runs.failed(act.journal, line.name, run.id, error="left for a sweep of other data or of another declaration")
-    kept = [run for run in runs.all_runs(act.journal, line.name) if run in begun]  # killed before it said what it was asked
+            _leave(act, run)
+    # One that was killed before it said what it was asked is used.
+    kept = [run for run in runs.all_runs(act.journal, line.name) if run in begun and run.id not in known]
     run = kept[0] if kept else act.start_run(sweeps.CAUSE)
     asked["first"] = dict(first(act))
     sweeps.start(act.journal, line.name, run.id, asked=asked)

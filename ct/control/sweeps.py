@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ct.store.journal import Journal, New
+from ct.store.journal import Guard, Journal, New
 from ct.training.ledger import Trial
 from ct.training.search import Leg, Reached
 
@@ -64,15 +64,17 @@ def start(journal: Journal, pipeline: str, run: str, *, asked: Mapping[str, Any]
     journal.append(stream(pipeline), [New("SweepStarted", {"run": run, "asked": dict(asked)})])
 
 
-def reached(journal: Journal, pipeline: str, run: str, leg: Leg, seen: Reached, *, whole: bool, best: int) -> None:
+def reached(
+    journal: Journal, pipeline: str, run: str, leg: Leg, seen: Reached, *, whole: bool, best: int, guard: Guard | None = None
+) -> None:
     """Record how a leg of a trial ended, and which trial is the best so far (0: none). `whole`: it was trained to its end."""
     state = "failed" if seen.loss is None else "finished" if whole else "waiting"
     trial = Trial(leg.number, leg.params, leg.until, seen.loss, state, seen.error, leg.course)
     data = {"run": run, "key": leg.key, "trial": trial.to_json(), "best": best}
-    journal.append(stream(pipeline), [New("TrialReached", data)])
+    journal.append(stream(pipeline), [New("TrialReached", data)], guard=guard)
 
 
-def end(journal: Journal, pipeline: str, run: str, *, trials: tuple[Trial, ...], best: int) -> None:
+def end(journal: Journal, pipeline: str, run: str, *, trials: tuple[Trial, ...], best: int, guard: Guard | None = None) -> None:
     """Record a sweep's trials and the best of them."""
     data = {"run": run, "trials": [trial.to_json() for trial in trials], "best": best}
-    journal.append(stream(pipeline), [New("SweepEnded", data)])
+    journal.append(stream(pipeline), [New("SweepEnded", data)], guard=guard)

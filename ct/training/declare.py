@@ -219,8 +219,11 @@ class Torch:
         return found | {f"options.{name}": value for name, value in self.options.items() if isinstance(value, Search)}
 
     def resolved(self, params: Mapping[str, Any]) -> Torch:
-        """A copy in which every Search is a value: from `params`, else its middle. Raises InvalidPipeline for a setting not searched."""
-        if unknown := sorted(set(params) - set(self.searches())):
+        """A copy in which every Search is a value: from `params`, else its middle. A "course" among them replaces the course.
+
+        Raises InvalidPipeline for a setting not searched.
+        """
+        if unknown := sorted(set(params) - set(self.searches()) - {"course"}):
             raise InvalidPipeline(
                 f"{unknown} is not searched", f"some of {sorted(self.searches())}", "declare it as a ct.Search"
             )
@@ -230,7 +233,8 @@ class Torch:
             **{name.removeprefix("options."): v for name, v in values.items() if name.startswith("options.")},
         }
         fields = {name: value for name, value in values.items() if not name.startswith("options.")}
-        return dataclasses.replace(self, options=options, **fields)
+        course = tuple((at, dict(changed)) for at, changed in params.get("course", self.course))
+        return dataclasses.replace(self, options=options, course=course, **fields)
 
     def during(self, epoch: int) -> Torch:
         """The declaration with the values that its course has in that epoch, counted from 0."""

@@ -82,16 +82,9 @@ def sweep(
     return ledger
 
 
-def on_gpu() -> bool:
-    """Whether the cluster has a GPU, so that each trial takes one."""
-    import ray
-
-    return bool(ray.cluster_resources().get("GPU", 0))
-
-
 def settled(model: Torch, params: Mapping[str, Any], course: Course) -> Torch:
     """The declaration with a trial's first settings and its course."""
-    return dataclasses.replace(model.resolved(params), course=course)
+    return model.resolved({**params, "course": course})
 
 
 def _packed(task: Task) -> tuple[Any, ...]:
@@ -171,8 +164,8 @@ def _searcher(ledger: Ledger, progress: Path) -> Any:
         def save(self, checkpoint_path: str) -> None:
             """Nothing: a sweep goes on from the journal, never from Tune's files."""
 
-        def __getstate__(self) -> dict[str, Any]:
-            return {}
+        def __reduce__(self) -> tuple[Any, ...]:
+            return str, ()  # for Tune's files, which nobody reads
 
     return Rounds()
 
