@@ -200,7 +200,7 @@ class _Judging:
         if (theirs := Objective.from_json(champion.spec.objective)) != self.objective:
             self.faults.append(
                 f"the champion {name} answers another question ({theirs.kind}) than the label ({self.objective.kind}); "
-                "overrule the gate to replace it"
+                "give the pipeline another name: another label is another endpoint"
             )
             return None
         seen = take(seen_by(self.place, champion, self.data), self.mask)
