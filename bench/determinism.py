@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT / "bench" / "nets")  # not this folder, whose profile.py would stand for the one of Python
+sys.path[0] = str(ROOT / "bench" / "parts")  # not this folder, whose profile.py would stand for the one of Python
 
 WORKERS = (1, 2, 3, 4, 8)
 ROWS, KILLS = 6_000, 2
@@ -56,6 +56,8 @@ class Case:
 
 
 def _measure(home: Path, trials: int) -> dict[str, Any]:
+    from ct.training import loop, models  # noqa: F401  before the forks, so that each has them at once
+
     cases = []
     for case in _cases(home):
         begun = time.monotonic()
@@ -91,7 +93,7 @@ def _cases(home: Path) -> list[Case]:
     """Tables by the sparse path, clipping and averaged weights; batch norm, dropout, SGD and early stopping; TabM as it is by default."""
     import numpy as np
     import torch
-    from normed import Normed
+    from normed import Normed  # type: ignore[import-not-found]  # in a folder of its own
 
     import ct
     from ct.features.encode import Shape

@@ -50,13 +50,10 @@ def main() -> None:
     for name in ("alone", "pair", "feeding"):
         figures |= _part([name], {**ENVIRONMENT, **ALLOCATOR}, quick)
     goals = dict(GOALS)
-    try:
-        from bench import cycle
-    except ImportError:
-        print("no measure of whole cycles is here", flush=True)
-    else:
-        measured, wanted = cycle.measure(quick)
-        figures, goals = figures | measured, goals | wanted
+    from bench.parts import cycle
+
+    measured, wanted, conditions = cycle.measure(quick)
+    figures, goals = figures | measured, goals | wanted
     print(
         json.dumps(
             {
@@ -68,6 +65,7 @@ def main() -> None:
                     "shards": SHARDS,
                     "cores": os.cpu_count(),
                     "quick": quick,
+                    **conditions,
                     "versions": {"python": platform.python_version()}
                     | {name: version(name) for name in ("torch", "ray", "numpy")},
                 },

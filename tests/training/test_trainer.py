@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,29 +23,14 @@ pytestmark = pytest.mark.usefixtures("ray_local")
 
 MODEL = Torch(DelayNet, epochs=12, batch=512, lr=3e-3, seed=3)
 
-DRIVER = """
-import sys
-from pathlib import Path
-import ray
-from delay_model import DelayNet
-from ct.training import trainer
-from ct.training.declare import Torch
-if __name__ == "__main__":
-    ray.init(address=sys.argv[1], namespace="ct", log_to_driver=False)
-    model = Torch(DelayNet, epochs=12, batch=512, lr=3e-3, seed=3)
-    trainer.train(Path(sys.argv[2]), model, run="killed", storage=Path(sys.argv[3]))
-"""
 
-
-def rows(count: int = 24_000, *, broken: bool = False) -> TrainingSet:
-    random = np.random.default_rng(5)
+def rows(count: int = 24_000, *, chance: int = 5) -> TrainingSet:
+    random = np.random.default_rng(chance)
     numeric = random.normal(size=(count, 12)).astype(np.float32)
     cardinalities = (16, 5, 300)
     category = np.stack([random.integers(0, size, count) for size in cardinalities], axis=1)
     odds = numeric[:, 0] + 0.5 * (category[:, 0] > 8)
     label = (random.random(count) < 1 / (1 + np.exp(-odds))).astype(np.float32)
-    if broken:
-        numeric[17, 3] = np.nan
     return TrainingSet(numeric, category, label, Shape(12, cardinalities))
 
 
@@ -83,27 +67,6 @@ def test_any_number_of_workers_gives_the_same_bytes(
     assert seen == list(range(12))
 
 
-def test_a_killed_driver_is_resumed_and_ends_with_the_same_bytes(
-    folder: Path, tmp_path: Path, undisturbed: trainer.Trained
-) -> None:
-    import ray
-
-    script = tmp_path / "driver.py"
-    script.write_text(DRIVER)
-    address = ray.get_runtime_context().gcs_address
-    environment = {**os.environ, "PYTHONPATH": str(Path(sys.modules["delay_model"].__file__ or "").parent)}
-    driver = subprocess.Popen([sys.executable, str(script), address, str(folder), str(tmp_path / "storage")], env=environment)
-    try:
-        _wait_for(lambda: list((tmp_path / "storage").glob("killed/checkpoints/*/manifest.json")), driver)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    made = trainer.train(folder, MODEL, run="killed", storage=tmp_path / "storage")
-    assert made.resumed > 0
-    assert made.digest == undisturbed.digest
-    assert made.history == undisturbed.history
-
-
 def test_a_killed_training_process_goes_on_within_the_call(folder: Path, tmp_path: Path, undisturbed: trainer.Trained) -> None:
     killed: list[int] = []
 
@@ -131,18 +94,53 @@ def test_a_finished_run_called_again_gives_the_same_at_once(folder: Path, tmp_pa
     assert other.digest != first.digest
 
 
-def test_odd_values_end_the_run_with_an_error(tmp_path: Path) -> None:
-    rows(2_000, broken=True).save(tmp_path / "set")
-    with pytest.raises(TrainingFailed, match="diverged at step"):
-        trainer.train(tmp_path / "set", replace(MODEL, epochs=1), run="odd", storage=tmp_path)
-
-
-def test_an_error_inside_the_users_module_is_reported(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_inside_the_users_module_ends_the_run_at_once(tmp_path: Path, workers: int) -> None:
     odd = rows(2_000)
     odd.category[1_000, 2] = 10**6
     odd.save(tmp_path / "set")
     with pytest.raises(TrainingFailed, match="IndexError: index out of range"):
-        trainer.train(tmp_path / "set", replace(MODEL, epochs=1), run="odd", storage=tmp_path)
+        trainer.train(tmp_path / "set", replace(MODEL, epochs=1), run="odd", storage=tmp_path, workers=workers)
+    attempts = list((tmp_path / "odd" / "checkpoints").glob("attempt-*"))
+    assert len(attempts) == 1, "another attempt would meet the same error"
+
+
+def test_a_group_is_kept_for_the_next_run(folder: Path, tmp_path: Path) -> None:
+    seen: dict[str, set[int]] = {}
+
+    def note(run: str) -> Callable[[object], None]:
+        def look(line: object) -> None:
+            beats = [json.loads(path.read_text()) for path in (tmp_path / run / "beats").glob("[!.]*.json")]
+            seen.setdefault(run, set()).update(beat["pid"] for beat in beats)
+
+        return look
+
+    for run, seed in (("one", 1), ("two", 2)):
+        model = replace(MODEL, seed=seed, epochs=4)
+        made = trainer.train(folder, model, workers=2, run=run, storage=tmp_path, on_progress=note(run))
+        assert made.notes == ()
+    assert len(seen["one"]) == 2
+    assert seen["one"] == seen["two"]
+
+
+def test_early_stopping_is_the_same_on_a_group(folder: Path, tmp_path: Path) -> None:
+    stop = rows(3_001, chance=6).save(tmp_path / "stop")
+    model = replace(MODEL, lr=0.05, schedule="constant", epochs=20, patience=2)
+    alone, group = (
+        trainer.train(folder, model, stop=stop, workers=workers, run=f"on-{workers}", storage=tmp_path) for workers in (0, 2)
+    )
+    losses = [entry["stop_loss"] for entry in alone.history]
+    assert alone.best == int(np.argmin(losses))
+    assert len(losses) == alone.best + 3 < 20
+    assert (group.digest, group.history, group.best) == (alone.digest, alone.history, alone.best)
+
+
+def test_patience_without_rows_is_told(folder: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    model = replace(MODEL, epochs=2, patience=1)
+    made = trainer.train(folder, model, run="no-rows", storage=tmp_path, on_note=told.append)
+    assert "patience has no rows to look at: all epochs are trained" in told
+    assert len(made.history) == 2
 
 
 def test_a_wrong_option_names_the_users_error(folder: Path, tmp_path: Path) -> None:
@@ -156,11 +154,8 @@ def test_settings_that_cannot_be_trained_are_refused(folder: Path, tmp_path: Pat
         trainer.train(folder, replace(MODEL, lr=Search(1e-4, 1e-2)), run="x", storage=tmp_path)
     with pytest.raises(TrainingFailed, match="9 workers for 8 logical shards"):
         trainer.train(folder, MODEL, workers=9, run="x", storage=tmp_path)
-
-
-def _wait_for(condition: object, process: subprocess.Popen[bytes]) -> None:
-    until = time.monotonic() + 60
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, "the driver ended by itself"
-        assert time.monotonic() < until
-        time.sleep(0.02)
+    with pytest.raises(TrainingFailed, match="9 workers for 8 logical shards"):
+        trainer.train(folder, MODEL, workers=(1, 9), run="x", storage=tmp_path)
+    for wrong in (-1, (0, 2), (3, 2)):
+        with pytest.raises(TrainingFailed, match=r"expected: a number of at least 0, or \(min, max\)"):
+            trainer.train(folder, MODEL, workers=wrong, run="x", storage=tmp_path)
