@@ -63,3 +63,16 @@ def test_approvers_come_as_a_list_or_with_commas(tmp_path: Path) -> None:
     (tmp_path / "ct.toml").write_text('approvers = ["alice", "bob"]\n')
     assert settings.load(tmp_path, {}).approvers == ("alice", "bob")
     assert settings.load(tmp_path, {"CT_APPROVERS": "carol, dan"}).approvers == ("carol", "dan")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [("0", 0), ("2", 2), (3, 3), ("1:4", (1, 4)), (" 2 : 2 ", (2, 2)), ([1, 4], (1, 4))]
+)
+def test_workers_are_a_number_or_the_least_and_the_most(tmp_path: Path, given: object, meant: object) -> None:
+    assert settings.load(tmp_path, {}, workers=given).workers == meant
+
+
+@pytest.mark.parametrize("given", ["many", "-1", -1, "4:1", "0:2", "1:2:3", "1:", 2000, 1.5, True])
+def test_other_workers_are_refused(tmp_path: Path, given: object) -> None:
+    with pytest.raises(InvalidSettings, match="workers = "):
+        settings.load(tmp_path, {}, workers=given)

@@ -95,7 +95,8 @@ def _cycle(act: Any, months: Any, month: int, workers: int) -> dict[str, float]:
 
 
 def _progress(act: Any, run: Any) -> Path:
-    return Path(act.settings.home) / "training" / run.id / "progress.jsonl"
+    home: Path = act.settings.home
+    return home / "training" / run.id / "progress.jsonl"
 
 
 if __name__ == "__main__":
