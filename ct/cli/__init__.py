@@ -21,7 +21,7 @@ for command in (
     changing.ingest,
     changing.train,
     sweeping.sweep,
-    reading.evaluate,
+    judging.evaluate,
     judging.card,
     changing.deploy,
     changing.predict,

@@ -1,4 +1,4 @@
-"""Commands about one version's worth: its model card."""
+"""Commands that say what a version is worth: evaluate, card. Each has --json."""
 
 from __future__ import annotations
 
@@ -8,7 +8,37 @@ from typing import Annotated
 import typer
 
 from ct.cli import output
-from ct.cli.place import AsJson, PipelineFile, Root, declared
+from ct.cli.place import AsJson, PipelineFile, Root, actor, declared
+
+
+def evaluate(version: str, root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
+    """Score VERSION and the champion on the newest mature window and give the gate's verdict. Changes nothing."""
+    with output.errors(), actor(root, pipeline) as act:
+        report = act.evaluate(version)
+
+        def view() -> None:
+            ours, champion = report.candidate.metrics, report.champion.metrics if report.champion else {}
+            output.table(
+                f"{version} on {report.candidate.rows:,} rows of {report.window}",
+                ("metric", version, "champion", "baseline"),
+                (
+                    (name, value, champion.get(name), ours.get(f"base_{name}"))
+                    for name, value in ours.items()
+                    if not name.startswith("base_") or name == "base_rate"
+                ),
+            )
+            output.table(
+                "gate",
+                ("part", "outcome", "because"),
+                ((found.part, found.outcome, found.reason) for found in report.verdict.findings),
+            )
+            for warning in report.verdict.warnings:
+                output.line(f"warning: {warning}")
+            output.line(f"verdict: {report.verdict.decision}")
+            for reason in report.verdict.reasons:
+                output.line(f"  {reason}")
+
+        output.show(report.to_json(), json, view)
 
 
 def card(

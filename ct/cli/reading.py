@@ -1,4 +1,4 @@
-"""Commands that only read: check, plan, evaluate, drift, status, why. Each has --json."""
+"""Commands that only read: check, plan, drift, status, why. Each has --json."""
 
 from __future__ import annotations
 
@@ -90,25 +90,6 @@ def _about(action: Any) -> dict[str, Any]:
             part = getattr(action, key)
             return {"about": str(getattr(part, "fault", None) or getattr(part, inner))}
     return {}
-
-
-def evaluate(version: str, root: Root = None, pipeline: PipelineFile = None, json: AsJson = False) -> None:
-    """Score VERSION and the champion on the newest mature window and give the gate's verdict. Changes nothing."""
-    with output.errors(), actor(root, pipeline) as act:
-        report = act.evaluate(version)
-
-        def view() -> None:
-            champion = report.champion.metrics if report.champion else {}
-            output.table(
-                f"{version} on {report.window}",
-                ("metric", version, "champion"),
-                ((name, value, champion.get(name)) for name, value in report.candidate.metrics.items()),
-            )
-            output.line(f"verdict: {report.verdict.decision}")
-            for reason in report.verdict.reasons:
-                output.line(f"  {reason}")
-
-        output.show(report.to_json(), json, view)
 
 
 def drift(

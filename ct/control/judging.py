@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ct.clock import duration
+from ct.control import runs
 from ct.control.place import Place
 from ct.control.rows import Rows, take
 from ct.data.columns import to_columns
@@ -20,6 +22,7 @@ from ct.evaluation import gate, metrics, own, paired
 from ct.evaluation.evidence import CHAMPION, TRIVIAL, Evaluation, Evidence, Finding, SliceGain, Verdict, plain
 from ct.evaluation.paired import Answers, Gain
 from ct.evaluation.trivial import Trivial, last_known
+from ct.evaluation.windows import Window
 from ct.features import build
 from ct.features.declare import own_features, to_spec
 from ct.objectives import Objective
@@ -28,7 +31,7 @@ from ct.roles import Columns, Encoded
 from ct.serving.runtime import Predictor
 
 WARM_CALLS, TIMED_CALLS, TIMED_ROUNDS = 30, 100, 3
-FEWEST_OF_A_CLASS = 10
+FEWEST, FEWEST_OF_A_CLASS = 200, 10
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,11 @@ class _Judging:
         self.place, self.data, self.model = place, data, candidate
         self.gate: gate.Gate = place.pipeline.gate
         self.objective: Objective = place.pipeline.label.objective
-        self.mask = data.split.judge
+        self.warnings: list[str] = []
+        self.faults: list[str] = []
+        route = routes.current(place.journal, place.pipeline.name)
+        self.champion = None if route is None else predictor(place, files.fetch(place.artifacts, route.stable.manifest))
+        self.mask, self.window = self._unseen()
         self.label, self.times = data.label[self.mask], data.times[self.mask]
         self.features = seen_by(place, candidate, data)
         self.columns: Columns = {
@@ -115,8 +122,6 @@ class _Judging:
         self.trivial = self._trivial()
         length = int(duration(self.gate.blocks).total_seconds() * 1e6) if self.gate.blocks else 0
         self.blocks = paired.blocks(self.times, length)
-        self.warnings: list[str] = []
-        self.faults: list[str] = []
 
     def report(self, size: int | None) -> Report:
         """Everything measured, and the verdict."""
@@ -139,7 +144,7 @@ class _Judging:
             champion=evidence.champion,
             difference=evidence.gains.get((first, CHAMPION)),
             verdict=verdict,
-            window=str(self.data.split.window),
+            window=str(self.window),
             segments=self._segments(ours.answers),
             gains=evidence.gains,
             facts=self._facts(ours.answers, evidence, challengers),
@@ -172,6 +177,20 @@ class _Judging:
             },
         }
 
+    def _unseen(self) -> tuple[NDArray[np.bool_], Window]:
+        """The judging rows that no version was trained on: a champion of a shorter holdout, or an old data's version, may know some."""
+        split, start = self.data.split, self.data.split.window.start
+        for version in (self.model, self.champion):
+            until = _trained_until(self.place, version) if version is not None else 0
+            if version is not None and until > start:
+                start = until
+                self.warnings.append(f"rows before {_day(until)} are left out: {version.version} was trained on such")
+        mask = split.judge & (self.data.times >= start)
+        if mask.sum() >= FEWEST:
+            return mask, replace(split.window, start=start)
+        self.faults.append(f"only {int(mask.sum())} rows are newer than what was trained on, {FEWEST} are needed")
+        return split.judge, split.window
+
     def _trivial(self) -> Trivial:
         declared, data = self.gate.trivial, self.data
         learned = Trivial.learned(self.objective, data.label[data.split.train])
@@ -192,11 +211,10 @@ class _Judging:
         return _Version(Answers(scores, threshold), Evaluation({**found, **further}, len(self.label)))
 
     def _champion(self) -> _Version | None:
-        route = routes.current(self.place.journal, self.place.pipeline.name)
-        if route is None:
+        champion = self.champion
+        if champion is None:
             return None
-        name = route.stable.version
-        champion = predictor(self.place, files.fetch(self.place.artifacts, route.stable.manifest))
+        name = champion.version
         if (theirs := Objective.from_json(champion.spec.objective)) != self.objective:
             self.faults.append(
                 f"the champion {name} answers another question ({theirs.kind}) than the label ({self.objective.kind}); "
@@ -299,6 +317,16 @@ class _Judging:
         part = take(self.features, mask)
         encoder = self.model.encoder
         return Encoded(encoder.numeric(part), encoder.category(part), self.data.label[mask], self.data.weight[mask])
+
+
+def _trained_until(place: Place, version: Predictor) -> int:
+    """The event time (microseconds) before which a version's training rows lie, 0 where nothing is recorded."""
+    run = runs.get(place.journal, place.pipeline.name, str(version.spec.lineage.get("run", "")))
+    return int(run.facts.get("trained_until", 0)) if run is not None else 0
+
+
+def _day(us: int) -> str:
+    return f"{datetime.fromtimestamp(us / 1e6, UTC):%Y-%m-%d %H:%M}"
 
 
 def latency_ms(version: Predictor, columns: Columns) -> float:

@@ -101,7 +101,9 @@ def graph(amount: float, bias: float, country: float, cardinality: int, *, kind:
     return bytes(model.SerializeToString())
 
 
-def made(act: Actor, data: Rows, weights: tuple[float, float, float] = TRUE, *, version: str = "v1") -> dict[str, bytes]:
+def made(
+    act: Actor, data: Rows, weights: tuple[float, float, float] = TRUE, *, version: str = "v1", run: str = ""
+) -> dict[str, bytes]:
     """The files of a version with these weights."""
     pipeline = act.pipeline
     train = take(data.columns, data.split.train)
@@ -119,6 +121,7 @@ def made(act: Actor, data: Rows, weights: tuple[float, float, float] = TRUE, *, 
         objective=asdict(objective),
         threshold=0.5,
         table="orders",
+        lineage={"run": run},
     )
     onnx_bytes = graph(*weights, encoder.cardinalities[0], kind=objective.kind)
     few = take(data.columns, np.flatnonzero(data.split.judge)[:20])
@@ -144,7 +147,7 @@ def registered(act: Actor, weights: tuple[float, float, float] = TRUE, *, live: 
     """A version with its run and report in the journal; `live` makes it the champion."""
     run, data = prepared(act)
     name = versions.next_name(act.journal, act.pipeline.name, run.id)
-    its = made(act, data, weights, version=name)
+    its = made(act, data, weights, version=name, run=run.id)
     report = judging.judge(act.place, its, data)
     manifest = files.store(act.artifacts, its)
     version = versions.register(
@@ -160,6 +163,7 @@ def registered(act: Actor, weights: tuple[float, float, float] = TRUE, *, live: 
         "weights": "0" * 64,
         "rows": int(data.split.train.sum()),
         "rows_judged": int(data.split.judge.sum()),
+        "trained_until": data.split.window.start,
         "contract": {"threads": 1},
         "report": report.to_json(),
     }

@@ -35,7 +35,7 @@ class Version:
 
     @property
     def spec(self) -> Any:
-        return SimpleNamespace(features=tuple(to_spec(feature) for feature in self.features))
+        return SimpleNamespace(features=tuple(to_spec(feature) for feature in self.features), lineage={})
 
     @property
     def encoder(self) -> Any:
@@ -197,6 +197,21 @@ def test_a_champion_that_answers_another_question_is_an_error(tmp_path: Path) ->
     report = orders.judged(act, (0.8, 0.9, 0.5))
     assert report.verdict.decision == "error"
     assert "answers another question (binary)" in report.verdict.reasons[0]
+
+
+def test_rows_that_a_version_was_trained_on_do_not_judge_it(tmp_path: Path) -> None:
+    act = orders.opened(tmp_path, orders.line(holdout="3d"))
+    orders.registered(act, live=True)
+    whole = orders.judged(act)
+    longer = orders.line(holdout="8d")
+    act.pipeline, act.place = longer, judging.Place(longer, act.settings, act.journal, act.artifacts)
+    report = orders.judged(act)
+    assert report.window == whole.window, "the champion knows all rows before that"
+    assert report.candidate.rows == whole.candidate.rows
+    assert report.champion is not None
+    assert report.champion.rows == report.candidate.rows
+    assert "v1 was trained on such" in report.verdict.warnings[0]
+    assert min(part["start"] for part in report.facts["over_time"]) >= min(part["start"] for part in whole.facts["over_time"])
 
 
 def test_a_gate_that_asks_for_what_the_label_has_not_is_no_pipeline() -> None:
