@@ -11,7 +11,7 @@ import hashlib
 import os
 import platform
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -39,7 +39,6 @@ class Group:
     rank: int = 0
     world: int = 1
     device: str = "cpu"
-    report: Callable[[dict[str, Any]], None] = lambda seen: None
 
 
 Block = tuple[int, int]

@@ -82,10 +82,14 @@ class Watch:
         self._end = end or end_process
         self._beats: dict[str, tuple[Beat, float]] = {}
         self._steps: tuple[list[int], float] = ([], now())
+        self._looked = -BEAT_S
 
     def look(self) -> None:
-        """One look, to be repeated more often than `limit_s`."""
+        """One look, to be repeated more often than `limit_s`. Between two beats it does nothing."""
         now = self._now()
+        if now - self._looked < BEAT_S:
+            return
+        self._looked = now
         found = dict(self._read())
         self._beats = {
             name: self._beats[name] if name in self._beats and self._beats[name][0] == beat else (beat, now)
