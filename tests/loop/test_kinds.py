@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -20,27 +19,48 @@ from ct.control import report, rollouts, runs, watching
 from ct.control.act import Actor
 from ct.control.calls import post
 from ct.errors import Conflict, InvalidRequest
+from ct.pipeline import load
 from ct.registry import versions
 from ct.rollout import state
+from ct.rollout.tally import off
 from ct.serving import local
 from ct.serving.client import Serving
+
+from . import project
 
 ROWS, DAYS = 2_400, 12
 START = datetime(2024, 1, 1, tzinfo=UTC)
 CLASSES = ("early", "on time", "late")
-QUANTILES = (0.1, 0.5, 0.9)
-ORDERS = ct.Table("orders", key="order_id", time="ordered_at", owner="shop")
+PIPELINE = """
+import ct
+
+pipeline = ct.Pipeline(
+    name="orders-KIND",
+    table=ct.Table("orders", key="order_id", time="ordered_at", owner="shop"),
+    label=LABEL,
+    features=[ct.numeric("amount"), ct.category("country")],
+    segments=["country"],
+    holdout="3d",
+    model=ct.Torch(ct.models.MLP, epochs=25, lr=5e-3, batch=256, seed=7, options={"width": 16}),
+    gate=ct.Gate(beats=BEATS, floors=[FLOOR]),
+    rollout=ct.Canary(50, 100, min_requests=20, guards=[ct.quality(margin=0.3, min_labels=5)]),
+)
+"""
 LABELS = {
-    "classes": ct.Label("outcome", classes=CLASSES, known_at="delivered_at", weight="value"),
-    "number": ct.Label("days", known_at="delivered_at"),
-    "quantiles": ct.Label("days", quantiles=QUANTILES, known_at="delivered_at"),
+    "classes": 'ct.Label("outcome", classes=("early", "on time", "late"), known_at="delivered_at", weight="value")',
+    "number": 'ct.Label("days", known_at="delivered_at")',
+    "quantiles": 'ct.Label("days", quantiles=(0.1, 0.5, 0.9), known_at="delivered_at")',
 }
 FLOORS = {
-    "classes": ct.at_least("accuracy", 0.5),
-    "number": ct.at_least("r2", 0.3),
-    "quantiles": ct.at_most("pinball", 700.0),
+    "classes": 'ct.at_least("accuracy", 0.5)',
+    "number": 'ct.at_least("r2", 0.3)',
+    "quantiles": 'ct.at_most("pinball", 700.0)',
 }
-
+BEATS = {
+    "classes": 'ct.better("log_loss", margin=1.0)',
+    "number": 'ct.better("mae", margin=1000.0)',
+    "quantiles": 'ct.better("pinball", margin=1000.0)',
+}
 METRICS = {"classes": "log_loss", "number": "mae", "quantiles": "pinball"}
 
 
@@ -67,18 +87,13 @@ def shard() -> pa.Table:
     )
 
 
-def pipeline(kind: str) -> ct.Pipeline:
-    return ct.Pipeline(
-        name=f"orders-{kind}",
-        table=ORDERS,
-        label=LABELS[kind],
-        features=[ct.numeric("amount"), ct.category("country")],
-        segments=["country"],
-        holdout="3d",
-        model=ct.Torch(ct.models.MLP, epochs=25, lr=5e-3, batch=256, seed=7, options={"width": 16}),
-        gate=ct.Gate(beats=ct.better(METRICS[kind], margin=1.0), floors=[FLOORS[kind]]),
-        rollout=ct.Canary(50, 100, min_requests=20, guards=[ct.quality(margin=0.3, min_labels=5)]),
-    )
+def project_of(kind: str, root: Path, port: int) -> ct.Pipeline:
+    """Write the project and load its pipeline."""
+    text = PIPELINE.replace("KIND", kind).replace("LABEL", LABELS[kind]).replace("FLOOR", FLOORS[kind])
+    file = root / f"orders_{kind}.py"
+    file.write_text(text.replace("BEATS", BEATS[kind]))
+    (root / "ct.toml").write_text(f'pipeline = "{file.name}"\nport = {port}\n')
+    return load(str(file))
 
 
 @dataclass
@@ -100,9 +115,12 @@ class Shop:
     def tell(self, said: list[dict[str, Any]]) -> int:
         return int(post(self.act.settings, "/labels", {"labels": said})["accepted"])
 
+    def truths(self, asked: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        column = "outcome" if self.kind == "classes" else "days"
+        return [{"prediction_id": one["prediction_id"], "value": row[column]} for one, row in zip(asked, rows, strict=True)]
+
     def facts(self) -> dict[str, Any]:
-        (run,) = runs.all_runs(self.act.journal, self.act.pipeline.name)
-        return dict(run.facts)
+        return dict(runs.all_runs(self.act.journal, self.act.pipeline.name)[0].facts)
 
 
 @pytest.fixture(scope="module")
@@ -124,7 +142,9 @@ def shop(request: pytest.FixtureRequest, head: int, tmp_path_factory: pytest.Tem
     from ray import serve
 
     kind = request.param
-    act = Actor(pipeline(kind), settings.load(tmp_path_factory.mktemp(kind), environ={}, port=head), actor="ann")
+    root = tmp_path_factory.mktemp(kind)
+    line = project_of(kind, root, head)
+    act = Actor(line, settings.load(root, environ={}), actor="ann")
     pq.write_table(shard(), act.settings.root / "orders.parquet")
     assert act.ingest("orders", act.settings.root / "orders.parquet").kind == "published"
     said: list[str] = []
@@ -198,15 +218,15 @@ BAD: dict[str, list[tuple[Any, str]]] = {
 
 
 def test_truths_make_live_quality_and_wrong_ones_are_refused(shop: Shop) -> None:
-    kind, name = shop.kind, shop.act.pipeline.name
+    kind = shop.kind
     rows = [row for row in shop.rows if row["outcome"] != "lost"]
-    ids = [found["prediction_id"] for found in shop.ask(rows)]
+    asked = shop.ask(rows)
+    ids = [one["prediction_id"] for one in asked]
     for wrong, expected in BAD[kind]:
         with pytest.raises(InvalidRequest, match=expected) as found:
             shop.tell([{"prediction_id": ids[0], "value": wrong}])
         assert found.value.status == 422
-    column = "outcome" if kind == "classes" else "days"
-    told = [{"prediction_id": at, "value": row[column]} for at, row in zip(ids, rows, strict=True)]
+    told = shop.truths(asked, rows)
     assert shop.tell(told) == len(rows)
     assert shop.tell([{"prediction_id": ids[0], "value": None}]) == 1
     live = watching.live_quality(shop.act.place)[shop.version.name]
@@ -220,15 +240,53 @@ def test_truths_make_live_quality_and_wrong_ones_are_refused(shop: Shop) -> None
     status = report.status(shop.act.settings, shop.act.pipeline)
     assert status["versions"][0][f"live_{metric}"] == live[metric]
     why = report.why(shop.act.settings, shop.act.pipeline, ids[1])["prediction"]
-    assert why["truth"] == rows[1][column]
+    assert why["truth"] == told[1]["value"]
     (again,) = shop.ask([rows[1]])
-    shown = {"classes": ("class", "class"), "number": ("value", "value")}.get(kind)
-    assert (why[shown[1]] == again[shown[0]]) if shown else (why["quantile 0.5"] == again["quantiles"]["0.5"])
+    if kind == "quantiles":
+        assert why["quantile 0.5"] == again["quantiles"]["0.5"]
+    else:
+        part = "class" if kind == "classes" else "value"
+        assert why[part] == again[part]
     limit = rollouts.off_limit(shop.act, shop.version.name)
     assert (limit is None) == (kind == "classes")
     assert limit is None or live[metric] < limit < 5 * live[metric]
-    assert json.dumps(status)
-    assert name in status["pipeline"]
+    assert limit is None or 0.02 < np.mean([loss > limit for loss in losses(shop, asked, told)]) < 0.2, "1 of 10 is wrong"
+    if kind == "classes":  # a person is told the same
+        shown = project.ct(shop.act.settings.root, "status").stdout
+        assert metric in shown
+        assert f"{live[metric]:.4f}"[:5] in shown
+        assert str(told[1]["value"]) in project.ct(shop.act.settings.root, "why", ids[1]).stdout
+    compared = watching.live_drift(shop.act.place)
+    assert compared["live"][metric] == live[metric]
+
+
+def losses(shop: Shop, asked: list[dict[str, Any]], told: list[dict[str, Any]]) -> list[float]:
+    """Each answer's error: the absolute one, or the mean pinball loss."""
+    objective = shop.act.pipeline.label.objective
+    records = [{"score": one.get("value"), "scores": one.get("quantiles")} for one in asked]
+    return [off(objective, record, said["value"]) for record, said in zip(records, told, strict=True)]
+
+
+def test_a_rollout_is_judged_by_what_is_wrong_for_its_label(shop: Shop) -> None:
+    """A second version is promoted once enough of its answers are labelled, by a limit that was fixed at the start."""
+    name = shop.act.pipeline.name
+    second = shop.act.train(shop.act.start_run("again"))
+    assert second.verdict == "pass", second.reasons
+    limit = rollouts.off_limit(shop.act, shop.version.name)
+    assert shop.act.start_rollout(second.name).limit == limit
+    rows = [row for row in shop.rows if row["outcome"] != "lost"]
+    for at in range(0, 160, 4):
+        some = rows[at : at + 4]
+        asked = [shop.ask([{**row, "order_id": f"r-{at}-{n}"}])[0] for n, row in enumerate(some)]
+        shop.tell(shop.truths(asked, some))
+        if state.active(shop.act.journal, name) and shop.act.judge():
+            break
+    (rollout,) = state.history(shop.act.journal, name)
+    assert rollout.step == 1, f"{rollout.cause} {rollout.evidence}"
+    wrong = next(item for item in rollout.evidence if item["metric"] == "wrong_rate")
+    assert wrong["canary_n"] >= 5
+    assert wrong["canary_bad"] < wrong["canary_n"]
+    shop.act.abort()
 
 
 def test_a_version_for_another_label_gets_no_traffic(shop: Shop, tmp_path: Path) -> None:
@@ -244,5 +302,5 @@ def test_a_version_for_another_label_gets_no_traffic(shop: Shop, tmp_path: Path)
     manifest = files.store(shop.act.artifacts, {**made, files.SPEC: changed.to_bytes()})
     with pytest.raises(Conflict, match=r"v9 predicts a binary label, stable v1 predicts"):
         rollouts.start(shop.act, replace(shop.version, name="v9", manifest=manifest))
-    assert state.history(shop.act.journal, shop.act.pipeline.name) == ()
+    assert state.active(shop.act.journal, shop.act.pipeline.name) is None
     assert "v9" not in Serving(shop.act.settings, shop.act.pipeline.name).state()[0]["versions"]
