@@ -36,7 +36,7 @@ class Answer:
     epoch: int
 
     def plain(self) -> dict[str, Any]:
-        """The answer of /predict: see docs/rollouts.md for what stands in a prediction."""
+        """The answer of /predict: see docs/labels.md for what stands in a prediction."""
         parts, names = self._columns(), self.objective.names
         lists = {
             part: [dict(zip(names, row, strict=True)) for row in values.tolist()] if values.ndim == 2 else values.tolist()
