@@ -112,8 +112,9 @@ class Torch:
 
     `model` is a module class, or the name of a ready one: "TabM", "RealMLP" or "MLP". `model(numeric=F, cardinalities=[…], **options)`
     builds a module whose forward(numeric float32 [n, F], category int64 [n, C]) gives raw outputs [n], or [n, k] for k outputs: then
-    it is built with `outputs=k` too, and with `sequences=[…]` where features are sequences. A module with an attribute `members` (m)
-    gives [n, m] or [n, m, k] while it trains, each member with a loss of its own, and their mean afterwards.
+    it is built with `outputs=k` too. A class that names `sequences` or `objective` is given the features' sequences and the objective's
+    kind. A module with an attribute `members` (m) gives [n, m] or [n, m, k] while it trains, each member with a loss of its own, and
+    one raw output afterwards. With a method `groups()` its parameters learn at rates of their own.
 
     A step takes `batch` rows in `shards` logical shards; both belong to the model's definition, whatever the number of workers.
     `optimizer` is AdamW when None, else called as optimizer(params, lr=…, weight_decay=…), such as functools.partial(torch.optim.SGD,
