@@ -33,8 +33,9 @@ def draw(sweep: Sweep, path: Path) -> Path:
 
     space: Mapping[str, Any] = sweep.asked["space"]
     names = sorted(space)
-    wide = min(len(names) + 1, 3)
-    tall = -(-(len(names) + 1) // wide)
+    count = len(names) + 1
+    wide = 2 if count in (2, 4) else min(count, 3)
+    tall = -(-count // wide)
     with matplotlib.rc_context({"svg.hashsalt": "ct", "font.size": 9}):
         figure = Figure(figsize=(4.2 * wide, 3.3 * tall), layout="constrained")
         FigureCanvasAgg(figure)
@@ -42,8 +43,12 @@ def draw(sweep: Sweep, path: Path) -> Path:
         _by_trial(panels[0], sweep)
         for panel, name in zip(panels[1:], names, strict=False):
             _by_setting(panel, sweep, name, space[name])
-        for panel in panels[len(names) + 1 :]:
+        for panel in panels[count:]:
             panel.set_axis_off()
+        marks: dict[str, Any] = {}
+        for panel in panels[:count]:
+            marks |= dict(zip(*reversed(panel.get_legend_handles_labels()), strict=True))
+        figure.legend(marks.values(), marks.keys(), loc="outside lower center", ncols=len(marks) or 1, frameon=False)
         part = path.with_name(f".part-{path.name}")
         figure.savefig(part, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=110)
     os.replace(part, path)
@@ -70,7 +75,7 @@ def _by_trial(panel: Any, sweep: Sweep) -> None:
     panel.xaxis.get_major_locator().set_params(integer=True)
     panel.set_xlabel("trial")
     panel.set_title(f"{sweep.asked['chooser']['name']}, seed {sweep.asked['seed']}", loc="left")
-    panel.legend(fontsize=7, frameon=False)
+    panel.set_xlim(0.5, max((trial.number for trial in sweep.trials), default=1) + 0.5)
 
 
 def _by_setting(panel: Any, sweep: Sweep, name: str, search: Mapping[str, Any]) -> None:
@@ -82,8 +87,13 @@ def _by_setting(panel: Any, sweep: Sweep, name: str, search: Mapping[str, Any]) 
         panel.set_xlim(-0.5, len(texts) - 0.5)
     else:
         _points(panel, sweep, [float(value) for value in values])
+        low, high = float(search["low"]), float(search["high"])
         if search["log"]:
             panel.set_xscale("log")
+            margin = (high / low) ** 0.03
+            panel.set_xlim(low / margin, high * margin)
+        else:
+            panel.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
     panel.set_xlabel(name)
 
 

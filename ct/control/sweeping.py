@@ -117,14 +117,20 @@ def sweep(act: Actor, chosen: Any, *, parallel: int, on_step: Step = _silent, on
             winner = ledger.winner()
         except TrainingFailed as error:
             runs.failed(act.journal, line.name, run.id, error=str(error), state=error.state, guard=lease)
+            _clear(act, run)
             raise
         if not known.ended:
             sweeps.end(act.journal, line.name, run.id, trials=ledger.trials(), best=winner.number, guard=lease)
     on_step(f"trial {winner.number} is trained whole")
     act.train(run, on_step=on_step, data=data, model=running.settled(line.model, winner.params, winner.course))
-    for part in ("legs", "tune"):
-        shutil.rmtree(home / part, ignore_errors=True)
+    _clear(act, run)
     return last(act)
+
+
+def _clear(act: Actor, run: runs.Run) -> None:
+    """Remove the checkpoints of trials; the picture stays."""
+    for part in ("legs", "tune"):
+        shutil.rmtree(act.settings.home / "sweeps" / run.id / part, ignore_errors=True)
 
 
 def _tried(
@@ -195,6 +201,7 @@ def _leave(act: Actor, run: runs.Run) -> None:
         with leases.held(act.journal, runs.lease(name, run.id)) as lease:
             error = "left for a sweep of other data or of another declaration"
             runs.failed(act.journal, name, run.id, error=error, guard=lease)
+            _clear(act, run)
     except leases.Held:
         pass
 

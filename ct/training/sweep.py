@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ct.errors import CtError
+from ct.errors import CtError, Unavailable
 from ct.ids import describe, fingerprint
 from ct.objectives import BINARY, Objective
 from ct.training import warm
@@ -79,6 +79,8 @@ def sweep(
 
     args = (*_packed(task), chooser, ledger.space, dict(known), parallel, str(folder.resolve()))
     warm.call(_tune, *args, progress=progress, on_progress=note)
+    if not ledger.done:
+        raise Unavailable("Ray Tune ended before all trials had", "a result of each", "ask for the sweep again; it goes on")
     return ledger
 
 

@@ -19,10 +19,13 @@ from ct.control.loop import observe
 from ct.control.rows import rows
 from ct.errors import InvalidPipeline, InvalidRequest, NotFound, TrainingFailed
 from ct.evaluation.tuning import tuning
+from ct.ids import describe
 from ct.pipeline import load
 from ct.serving import local
 from ct.settings import load as settings
 from ct.store import leases
+from ct.training.declare import Search
+from ct.training.ledger import Trial
 from ct.training.search import Asha, Population
 from tests.loop import project
 
@@ -164,9 +167,8 @@ def test_who_chooses_is_the_pipelines_or_asked_for(tmp_path: Path) -> None:
 
 def ended(act: Actor) -> sweeps.Sweep:
     """A sweep whose trials were never run, with one that failed and one that was stopped."""
-    from ct.training.ledger import Trial
-
-    space = {"lr": {"choices": [], "log": True}, "options.kind": {"choices": ["plain", "wide"], "log": False}}
+    searches = {"lr": Search(1e-4, 1e-1, log=True), "options.kind": Search(choices=["plain", "wide"])}
+    space = {name: describe(search) for name, search in searches.items()}
     asked = {"chooser": {"name": "asha"}, "seed": 7, "space": space, "first": {}}
     trials = (
         Trial(1, {"lr": 1e-3, "options.kind": "plain"}, 6, 0.41, "finished"),

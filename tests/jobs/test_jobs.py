@@ -69,8 +69,8 @@ def test_the_jobs_and_a_declared_endpoint(folder: Path) -> None:
 
     said = submit(folder, "sweep", "--trials", "2")
     assert "best:" in said
-    tried = list(journal.read(f"sweep/{NAME}"))
-    assert len(tried) == 2
+    tried = [event.type for event in journal.read(f"sweep/{NAME}")]
+    assert tried == ["SweepStarted", "TrialReached", "TrialReached", "SweepEnded"]
     assert versions.all_versions(journal, NAME)[-1].run == runs.all_runs(journal, NAME)[-1].id
 
     config = yaml.safe_load((ROOT / "serve_configs" / "local.yaml").read_text())

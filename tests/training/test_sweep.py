@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from ct.features.encode import Shape
 from ct.training import sweep as running
+from ct.training import warm
 from ct.training.data import TrainingSet
 from ct.training.declare import Search, Torch
 from ct.training.ledger import Ledger
@@ -100,3 +102,21 @@ def test_trials_share_the_rows_in_memory_and_their_processes(tmp_path: Path) -> 
         assert last["mapped"] > 0.9 * size, "the rows are the file's own pages"
         assert last["own"] == 0, "none of these is a copy"
         assert last["largest"] < 0.9 * size, "nor is there one elsewhere"
+
+
+def test_a_killed_controller_goes_on_and_counts_each_trial_once(tmp_path: Path) -> None:
+    what, chooser, folder = task(tmp_path, epochs=2), Asha(4, grace=1, factor=2), tmp_path / "one"
+    folder.mkdir()
+    controller = warm.call(os.getpid)
+    told: list[str] = []
+
+    def note(leg: Leg, seen: Reached, ledger: Ledger) -> None:
+        told.append(leg.key)
+        if len(told) == 2:
+            os.kill(controller, signal.SIGKILL)
+
+    ledger = running.sweep(what, chooser, seed=3, first={}, parallel=1, folder=folder, known={}, on_leg=note)
+    assert warm.call(os.getpid) != controller
+    assert ledger.done
+    assert len(told) == len(set(told)) == 6
+    assert {trial.state for trial in ledger.trials()} == {"finished", "stopped"}
