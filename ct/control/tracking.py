@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,16 +40,19 @@ def tell(place: Place, run: Run, version: Version, facts: Mapping[str, Any]) -> 
         folder = place.settings.home / "wandb"
         folder.mkdir(parents=True, exist_ok=True)
         told = json.dumps(_told(place, run, version, facts), default=str)
-        with (folder / LOG).open("ab") as log:
+        # A file, not a pipe: this process may end before the other one has read it.
+        with (folder / LOG).open("ab") as log, tempfile.TemporaryFile() as file:
+            file.write(told.encode())
+            file.seek(0)
             child = subprocess.Popen(
                 [sys.executable, "-m", "ct.control.tracking", str(folder), str(SECONDS)],
-                stdin=subprocess.PIPE,
+                stdin=file,
                 stdout=log,
                 stderr=log,
                 env={"WANDB_MODE": "offline", **os.environ, "WANDB_DIR": str(folder), "WANDB_SILENT": "true"},
                 start_new_session=True,
             )
-        waiting = threading.Thread(target=_wait, args=(place, child, told, version.name), name="tracking", daemon=True)
+        waiting = threading.Thread(target=_wait, args=(place, child, version.name), name="tracking", daemon=True)
         waiting.start()
     except Exception as error:  # whatever it is, the version is registered
         _note(place, version.name, f"{type(error).__name__}: {error}")
@@ -56,10 +60,10 @@ def tell(place: Place, run: Run, version: Version, facts: Mapping[str, Any]) -> 
     return waiting
 
 
-def _wait(place: Place, child: subprocess.Popen[bytes], told: str, version: str) -> None:
+def _wait(place: Place, child: subprocess.Popen[bytes], version: str) -> None:
     try:
-        child.communicate(told.encode(), timeout=SECONDS + 5)
-    except (subprocess.TimeoutExpired, OSError):
+        child.wait(SECONDS + 5)
+    except subprocess.TimeoutExpired:
         child.kill()
         child.wait()
     if child.returncode:
