@@ -95,8 +95,7 @@ def _cycle(act: Any, months: Any, month: int, workers: int) -> dict[str, float]:
 
 
 def _progress(act: Any, run: Any) -> Path:
-    home: Path = act.settings.home
-    return home / "training" / run.id / "progress.jsonl"
+    return Path(act.settings.home, "training", str(run.id), "progress.jsonl")
 
 
 if __name__ == "__main__":

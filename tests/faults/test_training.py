@@ -105,7 +105,7 @@ def test_a_hanging_worker_is_ended_long_before_ray_would(
     with Hunter(tmp_path / "hit", 37, signal.SIGSTOP, lambda beats: beats[-1]) as hunter:
         made = trainer.train(folder, MODEL, workers=workers, run="hit", storage=tmp_path, every_steps=4, hang_s=4)
     assert hunter.hit
-    assert time.monotonic() - begun < 120, "Ray waits for 600 s"
+    assert time.monotonic() - begun < 400, "Ray waits for 600 s"
     assert any("gave no sign of life for 4 s" in note for note in made.notes)
     assert made.resumed > 0
     same(made, undisturbed)
