@@ -170,7 +170,7 @@ def _plain(
             numeric, category, label = (part.index_select(0, index) for part in parts)
             optimizer.zero_grad(set_to_none=True)
             loss = nf.binary_cross_entropy_with_logits(called(numeric, category), label)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             yield loss.item()
 

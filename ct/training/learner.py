@@ -49,15 +49,11 @@ class Learner:
         self.level = Level()
         self._model, self._objective, self._total, self._device = model, objective, total, device
         self._optimizer = optimizing.optimizer(module, model)
-        self._factors = [
-            (group["lr"] / float(model.lr or 1), group["weight_decay"] / float(model.weight_decay or 1))
-            for group in self._optimizer.param_groups
-        ]
         self._names = {id(parameter): name for name, parameter in module.named_parameters()}
         self._trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._average = [parameter.detach().clone() for parameter in self._trained] if model.average else []
         # by owner and name, because a module may put another tensor in its buffer's place; walking the modules takes long
-        self._owned = [
+        self._owned: list[tuple[dict[str, Any], str]] = [
             (part._buffers, name) for part in module.modules() for name, value in part._buffers.items() if value is not None
         ]
         self._tables: list[lookups.Table] | None = None
@@ -82,15 +78,16 @@ class Learner:
         total = tree.root(count)
         tables = self._tables or []
         sparse = lookups.add(tables, looked_up, rows, count, group) if tables else []
-        size = sum(parameter.numel() for parameter in self._dense)
-        loss, *weight = total[size : size + 1 + weighed].tolist()
-        divisor = (weight[0] or 1.0) if weighed else rows
-        self._settle(total[size + 1 + weighed :])
+        size, wide = sum(parameter.numel() for parameter in self._dense), len(self._dense)
+        numbers = total[size : size + wide + 1 + weighed].tolist()
+        loss, divisor = numbers[wide], (numbers[wide + 1] or 1.0) if weighed else rows
+        self._settle(total[size + len(numbers) :])
         gradients = [total[:size].mul_(1 / divisor), *(gradient.mul_(1 / divisor) for gradient in sparse)]
-        return self._move(step, loss / divisor, gradients)
+        return self._move(step, loss / divisor, gradients, numbers[:wide])
 
     def _shard(self, shard: Shard, rows: int) -> tuple[Tensor, lookups.Noted]:
-        """A shard's part of the sum: the gradients outside of tables, its loss, its weight, the module's floating buffers. And its look-ups."""
+        """A shard's part of the sum: the gradients outside of tables, which of these there are, its loss, its weight, the module's floating
+        buffers. And its look-ups."""
         tables = self._tables or []
         lookups.begin(tables)
         with self._precision():
@@ -111,9 +108,12 @@ class Learner:
             torch.zeros_like(parameter) if gradient is None else gradient
             for parameter, gradient in zip(self._dense, found[:wide], strict=True)
         ]
+        there = self._all
+        if any(gradient is None for gradient in found[:wide]):
+            there = loss.new_tensor([float(gradient is not None) for gradient in found[:wide]])
         weight = [] if shard.weight is None else [shard.weight.sum()]
         floats = [buffer for buffer in self._buffers() if buffer.is_floating_point()]
-        part = _flatten_dense_tensors([*parts, loss.detach(), *weight, *floats])
+        part = _flatten_dense_tensors([*parts, there, loss.detach(), *weight, *floats])  # type: ignore[no-untyped-call]
         return part, lookups.noted(tables, calls, found[apart:], len(shard.label))
 
     def _choose(self, shard: Shard) -> None:
@@ -129,23 +129,25 @@ class Learner:
         self._tables = tables
         sparse = {id(table.embedding.weight) for table in tables}
         self._dense = [parameter for parameter in self._trained if id(parameter) not in sparse]
+        self._all = torch.ones(len(self._dense), device=self._device)
 
-    def _move(self, step: int, loss: float, gradients: list[Tensor]) -> Seen:
-        """Clip, set rates, step, average. The first of `gradients` holds all dense parameters', then each table's."""
+    def _move(self, step: int, loss: float, gradients: list[Tensor], there: list[float]) -> Seen:
+        """Clip, set rates, step, average. The first of `gradients` holds all dense parameters', then each table's. `there` counts the shards
+        that used a dense parameter: as in a plain loop, one that none used has no gradient and is left alone."""
         norm = float(torch.nn.utils.get_total_norm(gradients, foreach=True))
         lr, decay, clip = self._settings(step)
         if clip and norm > clip:
             for gradient in gradients:
                 gradient.mul_(clip / norm)
         at = 0
-        for parameter in self._dense:
-            parameter.grad = gradients[0][at : at + parameter.numel()].view_as(parameter)
+        for parameter, used in zip(self._dense, there, strict=True):
+            parameter.grad = gradients[0][at : at + parameter.numel()].view_as(parameter) if used else None
             at += parameter.numel()
         for table, gradient in zip(self._tables or [], gradients[1:], strict=True):
             table.embedding.weight.grad = gradient
         now = rate(step, self._total, lr, self._model.schedule)
-        for group, (faster, stronger) in zip(self._optimizer.param_groups, self._factors, strict=True):
-            group["lr"], group["weight_decay"] = now * faster, decay * stronger
+        for group in self._optimizer.param_groups:
+            group["lr"], group["weight_decay"] = now * group.get("faster", 1.0), decay * group.get("stronger", 1.0)
         with optimizing.reported("the optimizer's step"):
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -97,7 +97,7 @@ def _tried(tables: list[Table], module: nn.Module, numeric: Tensor, category: Te
         )
     fit = []
     for table, (each, alone), (again, still) in zip(tables, *counts, strict=True):
-        if alone and still and each == again and each == int(each):
+        if alone and still and each == again and each == int(each) > 0:
             table.each = int(each)
             fit.append(table)
     return fit

@@ -23,8 +23,15 @@ def optimizer(module: nn.Module, model: Torch) -> torch.optim.Optimizer:
     """The declared optimizer over the module's groups, by its for-each path where it has one. Raises TrainingFailed when it cannot be used."""
     make = model.optimizer or torch.optim.AdamW
     lr, decay = float(model.lr), float(model.weight_decay)
+    # an optimizer keeps what it does not know, so the factors are at hand when lr and weight_decay change
     groups = [
-        {**group, "lr": lr * group.get("lr", 1.0), "weight_decay": decay * group.get("weight_decay", 1.0)}
+        {
+            **group,
+            "lr": lr * group.get("lr", 1.0),
+            "weight_decay": decay * group.get("weight_decay", 1.0),
+            "faster": group.get("lr", 1.0),
+            "stronger": group.get("weight_decay", 1.0),
+        }
         for group in parameter_groups(module)
     ]
     with reported("making the optimizer"):

@@ -22,36 +22,38 @@ class Seen:
 
 @dataclass(frozen=True)
 class Level:
-    """A run's losses so far: how many, the first, a running mean (decay 0.95), and how many in a row have been far above it."""
+    """A run's losses so far: how many, the first, a running mean (decay 0.95), the least that mean has been, and how many losses in a row
+    have been far above it."""
 
     steps: int = 0
     first: float = 0.0
     loss: float = 0.0
+    least: float = 0.0
     above: int = 0
 
     @property
     def limit(self) -> float:
-        """A loss above this is far above: 10 times the running mean, and twice the first."""
-        return max(TIMES * self.loss, START * self.first) if self.steps else math.inf
+        """A loss above this is far above: 10 times the least running mean, and twice the first."""
+        return max(TIMES * self.least, START * self.first) if self.steps else math.inf
 
     def after(self, seen: Seen) -> Level:
-        """The level with one more step. A loss far above is counted but does not lift the level, else a slow explosion would hide itself."""
+        """The level with one more step."""
         if not math.isfinite(seen.loss):
             return self
         if not self.steps:
-            return Level(1, seen.loss, seen.loss)
-        if seen.loss > self.limit:
-            return Level(self.steps + 1, self.first, self.loss, self.above + 1)
-        return Level(self.steps + 1, self.first, _KEPT * self.loss + (1 - _KEPT) * seen.loss)
+            return Level(1, seen.loss, seen.loss, seen.loss)
+        mean = _KEPT * self.loss + (1 - _KEPT) * seen.loss
+        return Level(self.steps + 1, self.first, mean, min(self.least, mean), self.above + 1 if seen.loss > self.limit else 0)
 
     def numbers(self) -> tuple[float, ...]:
         """The level for a checkpoint."""
-        return float(self.steps), self.first, self.loss, float(self.above)
+        return float(self.steps), self.first, self.loss, self.least, float(self.above)
 
     @staticmethod
     def of(numbers: Sequence[float]) -> Level:
         """The level that `numbers` gave."""
-        return Level(int(numbers[0]), float(numbers[1]), float(numbers[2]), int(numbers[3]))
+        steps, first, loss, least, above = numbers
+        return Level(int(steps), first, loss, least, int(above))
 
 
 def fault(seen: Seen, history: Level) -> str:
@@ -66,6 +68,6 @@ def fault(seen: Seen, history: Level) -> str:
     if seen.loss > history.limit and history.above + 1 >= LASTING:
         return (
             f"its loss explodes: {seen.loss:.4g}, and above {history.limit:.4g} for {history.above + 1} steps,"
-            f" where {history.loss:.4g} was usual"
+            f" where {history.least:.4g} was reached"
         )
     return ""
