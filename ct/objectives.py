@@ -53,7 +53,8 @@ BINARY = Objective()
 class Calibration:
     """How raw outputs become scores, after the training. It is part of the served graph.
 
-    Logits are divided by `temperature` before the sigmoid or softmax. `knots` (rising scores) and `heights` (what they become) are an
+    Logits are divided by `temperature`, and `shift` is added ([1] for a binary label, [k] for classes; none for nothing), before the
+    sigmoid or softmax. `knots` (rising scores) and `heights` (what they become) are an
     isotonic map of a binary score, straight between the knots and flat beyond them; none for no such map. A number or quantile is
     `center + spread * raw`.
     """
@@ -63,6 +64,7 @@ class Calibration:
     heights: tuple[float, ...] = ()
     center: float = 0.0
     spread: float = 1.0
+    shift: tuple[float, ...] = ()
 
     @property
     def steepest(self) -> float:
@@ -102,15 +104,19 @@ class Calibration:
     def scores(self, objective: Objective, raw: Floats) -> Floats:
         """Scores of raw outputs: [n] of [n], or [n, k] of [n, k]."""
         if objective.kind == "binary":
-            score: Floats = np.exp(-np.logaddexp(0.0, -raw / self.temperature))  # never overflows
+            score: Floats = np.exp(-np.logaddexp(0.0, -self._logits(raw)))  # never overflows
             return np.interp(score, self.knots, self.heights) if self.knots else score
         if objective.kind == "classes":
-            shifted = raw / self.temperature
+            shifted = self._logits(raw)
             powers = np.exp(shifted - shifted.max(axis=1, keepdims=True))
             shares: Floats = powers / powers.sum(axis=1, keepdims=True)
             return shares
         found: Floats = self.center + self.spread * raw
         return np.sort(found, axis=1) if objective.kind == "quantiles" else found
+
+    def _logits(self, raw: Floats) -> Floats:
+        logits: Floats = raw / self.temperature
+        return logits + np.array(self.shift) if self.shift else logits
 
 
 PLAIN = Calibration()

@@ -43,13 +43,14 @@ class Fitted:
 @dataclass(frozen=True)
 class Sets:
     """The rows of a training as encoded sets on disk: those that train, on which it stops, on which members are stacked, on which the
-    scores are calibrated, with their labels (None for none), and where training begins."""
+    scores are calibrated, with their labels (None for none), and where training begins. `weighed`: rows do not count alike."""
 
     train: Path
     stop: Path | None
     stack: Path | None
     held: tuple[Path, Floats] | None
     begun: Beginning
+    weighed: bool = False
 
 
 def fit(
@@ -65,9 +66,9 @@ def fit(
     trained = _trained(place, sets, model, workers=workers, gpu=gpu, on_step=on_step, name=name or run.id)
     fitted, threshold = scale(place, data), 0.5
     truth = sets.held[1] if sets.held else np.empty(0)
-    if sets.held:
+    if sets.held and objective.kind in ("binary", "classes"):
         raw = trainer.raw(sets.held[0], model, objective, trained.weights)
-        fitted = calibration.fit(model.calibrate, objective, raw, truth)
+        fitted = calibration.fit(model.calibrate, objective, raw, truth, weighed=sets.weighed)
         if objective.kind == "binary":
             threshold = metrics.best_threshold(fitted.scores(objective, raw), truth)
     said = calibration.explain(model.calibrate, objective, fitted, truth)
@@ -91,7 +92,9 @@ def prepare(place: Place, run: runs.Run, data: Rows, model: Any) -> Sets:
         first, kept = halves(kept, data.keys)
         stack = saved(first, "stack")
     held = saved(kept, "held")
-    return Sets(train, saved(data.split.stop, "stop"), stack, (held, data.label[kept]) if held else None, begun)
+    return Sets(
+        train, saved(data.split.stop, "stop"), stack, (held, data.label[kept]) if held else None, begun, weight is not None
+    )
 
 
 def _stacked(model: Any) -> bool:

@@ -90,7 +90,7 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         label,
         share=line.model.held,
         stopping=line.model.patience > 0,
-        calibrating=kind == "binary" or (kind == "classes" and bool(line.model.calibrate)),
+        calibrating=_calibrating(kind, line.model),
     )
     return Rows(
         columns=to_columns(table.select([column.name for column in line.outputs])),
@@ -106,6 +106,12 @@ def rows(place: Place, run: runs.Run, *, on_step: Step) -> Rows:
         selection=selection,
         shards=shards,
     )
+
+
+def _calibrating(kind: str, model: Any) -> bool:
+    """Is something learned on rows held back: a threshold, a calibration, or how members are stacked?"""
+    stacked = getattr(model, "how", "") == "stacked"
+    return kind == "binary" or stacked or (kind == "classes" and bool(model.calibrate))
 
 
 def _us(text: str) -> int:

@@ -94,6 +94,8 @@ def _scorer(module: Any, objective: Objective, calibration: Calibration) -> Any:
     # As tensors: the exporter writes plain numbers as float32, and a large center would lose its digits.
     center, spread = (torch.tensor(value, dtype=torch.float64) for value in (calibration.center, calibration.spread))
 
+    shift = torch.tensor(calibration.shift or (0.0,), dtype=torch.float32)
+
     class Scorer(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -102,10 +104,10 @@ def _scorer(module: Any, objective: Objective, calibration: Calibration) -> Any:
         def forward(self, numeric: Any, category: Any) -> Any:
             raw = self.module(numeric, category)
             if objective.kind == "binary":
-                score = torch.sigmoid(raw / calibration.temperature)
+                score = torch.sigmoid(raw / calibration.temperature + shift)
                 return calibrated(score) if calibration.knots else score
             if objective.kind == "classes":
-                return torch.softmax(raw / calibration.temperature, dim=1)
+                return torch.softmax(raw / calibration.temperature + shift, dim=1)
             found = center + spread * raw.double()
             return torch.sort(found, dim=1).values if objective.kind == "quantiles" else found
 

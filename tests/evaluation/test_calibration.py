@@ -101,6 +101,30 @@ def test_classes_get_a_temperature_whatever_was_asked() -> None:
     np.testing.assert_allclose(found.scores(THREE, raw * 1e5).sum(axis=1), 1.0)
 
 
+def test_a_model_of_balanced_classes_gets_its_rates_back() -> None:
+    """It was taught that classes are equally frequent. No temperature mends that; a shift does, and isotonic goes on from there."""
+    random = np.random.default_rng(4)
+    truth = random.normal(-3, 1.5, 40_000)
+    label = (random.random(40_000) < 1 / (1 + np.exp(-truth))).astype(float)
+    rate = label.mean()
+    raw = truth - np.log(rate / (1 - rate))
+    for kind in ("temperature", "isotonic"):
+        found = fit(kind, BINARY, raw, label, weighed=True)
+        assert found.scores(BINARY, raw).mean() == pytest.approx(rate, rel=0.02)
+        assert found.shift[0] == pytest.approx(np.log(rate / (1 - rate)), abs=0.15)
+        assert "and a shift" in explain(kind, BINARY, found, label)
+    assert fit("temperature", BINARY, raw, label).scores(BINARY, raw).mean() > 1.5 * rate
+
+    shares = np.array([0.9, 0.08, 0.02])
+    classes = random.choice(3, 30_000, p=shares)
+    logits = np.eye(3)[classes] * 1.0 + random.normal(size=(30_000, 3))  # says nothing of how frequent each is
+    found = fit("temperature", THREE, logits, classes.astype(float), weighed=True)
+    np.testing.assert_allclose(found.scores(THREE, logits).mean(axis=0), shares, atol=0.005)
+    two = classes < 2
+    absent = fit("temperature", THREE, logits[two], classes[two].astype(float), weighed=True)
+    assert 0 < absent.scores(THREE, logits).mean(axis=0)[2] < 1e-3, "rare, not impossible"
+
+
 def test_none_is_asked_for_and_none_is_made() -> None:
     assert fit("", BINARY, np.ones(10), np.ones(10)) == PLAIN
     assert fit("temperature", NUMBER, np.ones(10), np.ones(10)) == PLAIN

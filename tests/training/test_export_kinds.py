@@ -37,12 +37,14 @@ def isotonic() -> Calibration:
         (BINARY, Calibration(temperature=1.7)),
         (BINARY, isotonic()),
         (BINARY, Calibration(knots=(0.5,), heights=(0.25,))),
+        (BINARY, Calibration(temperature=0.7, shift=(-2.5,))),
         (CLASSES, Calibration(temperature=0.4)),
+        (CLASSES, Calibration(temperature=2.0, shift=(0.0, -1.0, 3.0))),
         (NUMBER, Calibration(center=-3.5, spread=1e-7)),
         (NUMBER, Calibration(center=1.5e12, spread=2.0)),
         (QUANTILES, Calibration(center=40.0, spread=1e6)),
     ],
-    ids=["temperature", "isotonic", "one knot", "classes", "small", "far", "quantiles"],
+    ids=["temperature", "isotonic", "one knot", "shift", "classes", "shifts", "small", "far", "quantiles"],
 )
 def test_the_graph_is_torch_and_the_calibration(objective: Objective, calibration: Calibration) -> None:
     random = np.random.default_rng(1)
