@@ -1,7 +1,6 @@
 """Will this flight arrive more than 15 minutes late? Asked at its scheduled departure, on flights from New York in 2013."""
 
 import ct
-from delay_model import DelayNet
 
 flights = ct.Table(
     "flights",
@@ -52,7 +51,7 @@ pipeline = ct.Pipeline(
     rows=ct.newest("200d", older=0.5, by="carrier"),
     segments=["carrier", "origin"],
     holdout="28d",  # judged on four weeks: in two, one storm decides the calibration
-    model=ct.Torch(DelayNet, epochs=3, lr=ct.Search(3e-4, 1e-2, log=True), seed=7),
+    model=ct.Torch("TabM", epochs=2, lr=ct.Search(2e-3, 3.2e-2, log=True), seed=7, options={"members": 4, "dropout": 0.0}),
     gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.60), ct.ece(max=0.05)]),
     rollout=ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()]),
     retrain=[ct.NewData(rows=20_000), ct.Every("7d"), ct.Drift()],
