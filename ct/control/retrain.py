@@ -71,14 +71,17 @@ def carry_out(
 ) -> versions.Version:
     """Train, evaluate, register, under the run's lease. `data` and `model` replace what the run's inputs would give.
 
-    Returns the registered version. A run that cannot give a model is recorded as failed, then TrainingFailed is raised. Raises Held
-    when another process carries it out, Conflict when one has taken it over: then nothing was written.
+    Returns the registered version; a run that another process has ended meanwhile is not begun again. A run that cannot give a model is
+    recorded as failed, then TrainingFailed is raised. Raises Held when another process carries it out, Conflict when one has taken it
+    over: then nothing was written.
     """
     line = place.pipeline
     with leases.held(place.journal, runs.lease(line.name, run.id)) as lease:
         now = next((known for known in runs.all_runs(place.journal, line.name) if known.id == run.id), run)
         if now.outcome == "registered":
             return versions.get(place.journal, line.name, now.version)
+        if now.outcome:
+            raise TrainingFailed(now.error, "a run that is not over", "start a new one", state=now.state)
         try:
             _same_code(place, run)
             registered, facts = _carried(place, run, lease, workers, gpu, on_step, data, model)
