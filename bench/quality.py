@@ -165,15 +165,17 @@ def _ours(
 
     kept = train & (np.random.default_rng(7).random(len(train)) < held)
     encoder = Encoder.fit(_take(columns, train & ~kept), line.outputs)
-    sets = {}
+    sets: dict[str, Path] = {}
     for name, rows in (("train", train & ~kept), ("held", kept), ("judge", judge)):
+        if not rows.any():
+            continue
         part = _take(columns, rows)
         made = TrainingSet(encoder.numeric(part), encoder.category(part), label[rows].astype(np.float32), encoder.shape)
-        sets[name] = made.save(home / name) if rows.any() else None
+        sets[name] = made.save(home / name)
     objective, model = line.label.objective, line.model.resolved({})
     trained = trainer.train(sets["train"], model, objective=objective, run="quality", storage=home, checkpoints=False)
-    raw = {name: trainer.raw(folder, model, objective, trained.weights) for name, folder in sets.items() if folder}
-    fitted = calibration.fit(model.calibrate, objective, raw["held"], label[kept]) if kept.any() else PLAIN
+    raw = {name: trainer.raw(folder, model, objective, trained.weights) for name, folder in sets.items() if name != "train"}
+    fitted = calibration.fit(model.calibrate, objective, raw["held"], label[kept]) if "held" in raw else PLAIN
     return fitted.scores(objective, raw["judge"])
 
 
