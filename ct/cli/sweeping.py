@@ -92,7 +92,8 @@ def _view(found: Swept, picture: Path | None) -> None:
     output.table(f"{sweep.run}: {sweep.asked['chooser']['name']}", head, [row[: len(head)] for row in rows])
     if winner := sweep.winner:
         said = f" -> {found.version.name}, verdict {found.version.verdict}" if found.version else ""
-        output.line(f"best: trial {winner.number}, {winner.now}, loss {winner.loss:.4f}{said}")
+        values = ", ".join(f"{name}={_value(winner.now.get(name))}" for name in names)
+        output.line(f"best: trial {winner.number}, {values}, loss {winner.loss:.4f}{said}")
     if not sweep.ended:
         output.line("not ended: `ct sweep` with the same options goes on with it")
     if picture and sweep.trials:

@@ -76,9 +76,14 @@ class Ledger:
         return self._round
 
     def trials(self) -> tuple[Trial, ...]:
-        """Every trial so far as its last leg left it, in order of numbers."""
-        last: dict[int, Leg] = {leg.number: leg for legs in (*self._past, self._round) for leg in legs}
-        return tuple(self._trial(leg) for _, leg in sorted(last.items()))
+        """Every trial so far as the last leg that ended left it, in order of numbers."""
+        last, ahead = dict[int, Leg](), set[int]()
+        for leg in (leg for legs in (*self._past, self._round) for leg in legs):
+            if leg.key in self.known or leg.number not in last:
+                last[leg.number] = leg
+            if leg.key not in self.known:
+                ahead.add(leg.number)
+        return tuple(self._trial(leg, waits=number in ahead) for number, leg in sorted(last.items()))
 
     def best(self) -> Trial | None:
         """Of the trials that were trained longest, the one with the lowest loss, ties by number. None when none gave a loss."""
@@ -100,15 +105,17 @@ class Ledger:
             )
         return best
 
-    def _trial(self, leg: Leg) -> Trial:
+    def _trial(self, leg: Leg, *, waits: bool) -> Trial:
         seen = self.known.get(leg.key)
         whole = leg.until >= self.space.whole(leg.params)
-        state = "waiting" if seen is None else "failed" if seen.loss is None else "finished" if whole else "stopped"
-        if state == "stopped" and not self.done:
+        if waits or seen is None:
             state = "waiting"
-        return Trial(
-            leg.number, dict(leg.params), leg.until, seen.loss if seen else None, state, seen.error if seen else "", leg.course
-        )
+        elif seen.loss is None:
+            state = "failed"
+        else:
+            state = "finished" if whole else "stopped" if self.done else "waiting"
+        loss, error = (None, "") if seen is None else (seen.loss, seen.error)
+        return Trial(leg.number, dict(leg.params), leg.until, loss, state, error, leg.course)
 
     def _enter(self, legs: tuple[Leg, ...]) -> None:
         unique: dict[str, Leg] = {}

@@ -159,6 +159,17 @@ def test_an_unfinished_sweep_shows_what_it_has() -> None:
     assert ledger.best() == Trial(1, leg.params, 9, 0.25, "finished")
 
 
+def test_a_trial_that_was_promoted_is_still_the_best_while_it_goes_on() -> None:
+    ledger = Ledger(Asha(3, grace=1, factor=2), space(), {})
+    for loss in (0.5, 0.3, 0.4):
+        leg = ledger.take()
+        assert leg
+        ledger.put(leg.key, Reached(loss))
+    best = ledger.best()
+    assert best
+    assert (best.number, best.loss, best.epochs, best.state) == (2, 0.3, 1, "waiting")
+
+
 @pytest.mark.parametrize(
     ("chooser", "changes", "said"),
     [
