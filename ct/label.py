@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ct.errors import InvalidPipeline
+from ct.errors import InvalidPipeline, TrainingFailed
 from ct.objectives import Objective
 from ct.roles import Columns
 
@@ -78,7 +78,7 @@ class Label:
     def weights(self, given: NDArray[Any]) -> NDArray[np.float64]:
         """How much each row counts [n], of the values in the column `weight`: 1.0 where there is none.
 
-        Raises InvalidPipeline for texts, and when some are negative or not finite, with their number.
+        Raises InvalidPipeline for texts, TrainingFailed, "invalid", when some are negative or infinite, with their number.
         """
         if given.dtype.kind not in "fiub":
             raise InvalidPipeline(
@@ -87,10 +87,11 @@ class Label:
         found = np.asarray(given, dtype=np.float64)
         wrong = (found < 0) | np.isinf(found)
         if wrong.any():
-            raise InvalidPipeline(
+            raise TrainingFailed(
                 f"{int(wrong.sum()):,} of {len(found):,} rows have a weight {self.weight!r} that is negative or infinite",
                 "finite weights of at least 0",
                 "mend the rows, or declare ct.Within on the column so that they do not get in",
+                state="invalid",
             )
         return np.where(np.isnan(found), 1.0, found)
 

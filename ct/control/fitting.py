@@ -150,7 +150,12 @@ def row_weights(place: Place, run: runs.Run, data: Rows, model: Any) -> Floats |
     if model.balanced and line.label.objective.kind in ("binary", "classes"):
         _, place_of, counts = np.unique(data.label[mask], return_inverse=True, return_counts=True)
         found.append((mask.sum() / (len(counts) * counts))[place_of])
-    return np.asarray(np.prod(found, axis=0)) if found else None
+    total = np.asarray(np.prod(found, axis=0)) if found else None
+    if total is not None and not total.any():
+        raise TrainingFailed(
+            "every training row has the weight 0", "some weight above 0", "check the column of weights", state="invalid"
+        )
+    return total
 
 
 def save(

@@ -98,7 +98,8 @@ def test_a_label_that_contradicts_itself_is_refused(fields: dict[str, Any]) -> N
 def test_weights_are_counted_and_missing_ones_are_one() -> None:
     label = Label("delay", known_at="t", weight="value")
     np.testing.assert_array_equal(label.weights(np.array([0.0, np.nan, 2.5])), [0.0, 1.0, 2.5])
-    with pytest.raises(InvalidPipeline, match=r"2 of 4 rows have a weight 'value' that is negative or infinite"):
+    with pytest.raises(TrainingFailed, match=r"2 of 4 rows have a weight 'value' that is negative or infinite") as found:
         label.weights(np.array([-1.0, 1.0, np.inf, np.nan]))
+    assert found.value.state == "invalid"
     with pytest.raises(InvalidPipeline, match="are no numbers"):
         label.weights(np.array(["a"], dtype=object))
