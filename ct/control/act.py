@@ -19,7 +19,7 @@ from ct.control.sweeping import Swept, sweep
 from ct.data.arriving import Reader
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
-from ct.errors import Conflict, CtError, NotFound, TrainingFailed
+from ct.errors import Conflict, CtError, NotFound
 from ct.features import online
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
@@ -224,12 +224,6 @@ class Actor:
         self, run: runs.Run, *, workers: Workers | None = None, on_step: Step = _silent, **changed: Any
     ) -> versions.Version:
         """Carry a run to its version and verdict. A run that cannot give a model is recorded as failed, then raises."""
-        if run.pipeline != self.pipeline.fingerprint():
-            error = TrainingFailed(
-                f"the pipeline has changed since {run.id} began", f"fingerprint {run.pipeline[:12]}", "begin a new run"
-            )
-            runs.failed(self.journal, self.pipeline.name, run.id, error=str(error))
-            raise error
         self.ensure_ray()
         count = self.settings.workers if workers is None else workers
         return retrain.carry_out(self.place, run, workers=count, gpu=self.gpu(), on_step=on_step, **changed)

@@ -93,11 +93,10 @@ def carry_out(
 
 
 def _same_code(place: Place, run: runs.Run) -> None:
-    now = sha256(code(place).to_bytes())
-    if now != run.code:
-        raise TrainingFailed(
-            f"the code has changed since {run.id} began", f"the archive {run.code[:12]}", "a new run will take it as it is now"
-        )
+    found = {"pipeline": place.pipeline.fingerprint(), "code": sha256(code(place).to_bytes())}
+    for name, frozen in (("pipeline", run.pipeline), ("code", run.code)):
+        if found[name] != frozen:
+            raise TrainingFailed(f"the {name} has changed since {run.id} began", f"its hash {frozen[:12]}", "begin a new run")
 
 
 def _carried(

@@ -11,6 +11,7 @@ import pytest
 
 from ct.control import decide, retrain, runs
 from ct.control.act import Actor
+from ct.control.place import Place
 from ct.errors import Conflict, TrainingFailed
 from ct.ids import fingerprint
 from ct.store import leases
@@ -79,6 +80,21 @@ def test_a_run_whose_code_has_changed_fails_and_says_so(act: Actor) -> None:
         act.train(run)
     (found,) = runs.all_runs(act.journal, "late-sales")
     assert (found.outcome, found.state) == ("failed", "failed")
+
+
+def test_a_run_that_lives_elsewhere_is_not_failed_by_whoever_has_another_pipeline(
+    act: Actor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leases, "BEAT_SECONDS", 0.05)
+    run = shop.run(act)
+    act.pipeline = act.pipeline.replace(owner="another")
+    act.place = Place(act.pipeline, act.settings, act.journal, act.artifacts)
+    with leases.held(act.journal, runs.lease("late-sales", run.id)):
+        assert act.carry_out(decide.Train(run)) == ""
+    assert not runs.all_runs(act.journal, "late-sales")[0].outcome
+    with pytest.raises(TrainingFailed, match="pipeline has changed since"):
+        act.train(run)
+    assert runs.all_runs(act.journal, "late-sales")[0].outcome == "failed"
 
 
 def test_a_former_holder_can_record_no_failure(act: Actor) -> None:
