@@ -160,7 +160,7 @@ def exchange(tree: Tree, shards: int, worker: int, workers: int) -> None:
         return
     mine = [tree.nodes[block] for block in plans[worker]]
     length = mine[0].numel()
-    received = gathered(mine[0] if len(mine) == 1 else _joined(mine), [len(plan) * length for plan in plans], workers)
+    received = gathered(mine[0] if len(mine) == 1 else _joined(mine), [len(plan) * length for plan in plans], worker)
     tree.nodes = {}
     for plan, values in zip(plans, received, strict=True):
         for at, block in enumerate(plan):
@@ -173,15 +173,18 @@ def _joined(parts: list[Tensor]) -> Tensor:
     return torch.cat(parts)
 
 
-def gathered(mine: Tensor, lengths: list[int], workers: int) -> list[Tensor]:
-    """Every worker's vector, of `lengths` numbers, in order of workers. Shorter ones travel padded."""
+def gathered(mine: Tensor, lengths: list[int], worker: int) -> list[Tensor]:
+    """Every worker's vector, of `lengths` numbers, in order of workers. Two swap theirs; of more, the shorter ones travel padded."""
     import torch
     import torch.distributed as dist
 
+    if len(lengths) == 2:
+        other = _swapped(mine, mine.new_empty(lengths[1 - worker]), 1 - worker)
+        return [other, mine] if worker else [mine, other]
     longest = max(lengths)
     if mine.numel() < longest:
         mine = torch.cat([mine, mine.new_zeros(longest - mine.numel())])
-    received = mine.new_empty(workers * longest)
+    received = mine.new_empty(len(lengths) * longest)
     dist.all_gather_single(received, mine)
     return [received[rank * longest : rank * longest + length] for rank, length in enumerate(lengths)]
 
@@ -234,14 +237,14 @@ def agree(learner: Stateful, group: Group) -> None:
     tensors = learner.tensors()
     names = sorted(tensors)
     mine = [_short(name, tensors[name]) for name in names]
-    counts = gathered(torch.tensor([len(mine)], device=group.device), [1] * group.world, group.world)
+    counts = gathered(torch.tensor([len(mine)], device=group.device), [1] * group.world, group.rank)
     if len({int(count) for count in counts}) > 1:
         raise TrainingFailed(
             f"the workers keep {sorted({int(count) for count in counts})} tensors",
             "the same ones",
             "make the model's tensors before its training",
         )
-    received = gathered(torch.tensor(mine, device=group.device), [len(mine)] * group.world, group.world)
+    received = gathered(torch.tensor(mine, device=group.device), [len(mine)] * group.world, group.rank)
     everybody = torch.stack(received).cpu()
     for at, name in enumerate(names):
         found = everybody[:, at].tolist()

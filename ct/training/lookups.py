@@ -5,7 +5,7 @@ looked up, gathered from all workers and added once a step in the order of the s
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -118,9 +118,8 @@ def end(tables: list[Table]) -> list[list[tuple[Tensor, Tensor]]]:
 
 @dataclass
 class Noted:
-    """What one shard looked up, table after table and call after call: ids, and the gradients of what came out. `calls` counts each table's."""
+    """What one shard looked up of each table: ids [n], and the gradients [n, width] of what came out."""
 
-    calls: list[int]
     ids: list[Tensor]
     gradients: list[Tensor]
 
@@ -130,6 +129,7 @@ def noted(
 ) -> Noted:
     """A shard's look-ups and their gradients, these in the order of all calls. Raises TrainingFailed when it looked up more or fewer ids
     than its `rows` rows should."""
+    found, at = Noted([], []), 0
     for table, made in zip(tables, calls, strict=True):
         count = sum(ids.numel() for ids, _ in made)
         if count != table.each * rows:
@@ -138,11 +138,14 @@ def noted(
                 f"{table.each * rows}, as many a row as for other rows",
                 "call torch.nn.functional.embedding(ids, table.weight) where the number of ids depends on the rows",
             )
-    flat = [pair for made in calls for pair in made]
-    found = [
-        torch.zeros_like(out) if gradient is None else gradient for (_, out), gradient in zip(flat, gradients, strict=True)
-    ]
-    return Noted([len(made) for made in calls], [ids for ids, _ in flat], found)
+        pairs = zip(made, gradients[at : at + len(made)], strict=True)
+        wide = [torch.zeros_like(out) if gradient is None else gradient for (_, out), gradient in pairs]
+        at += len(made)
+        ids = [ids.reshape(-1) for ids, _ in made]
+        flat = [gradient.reshape(-1, table.width) for gradient in wide]
+        found.ids.append(ids[0] if len(ids) == 1 else torch.cat(ids))
+        found.gradients.append(flat[0] if len(flat) == 1 else torch.cat(flat))
+    return found
 
 
 def add(tables: list[Table], shards: list[Noted], rows: int, count: int, group: Group) -> list[Tensor]:
@@ -150,54 +153,37 @@ def add(tables: list[Table], shards: list[Noted], rows: int, count: int, group: 
 
     `shards` are this worker's, in order. index_add_ adds one row after the other on a CPU; on a GPU it does so in deterministic mode.
     """
-    everybody = _gathered(tables, shards, rows, count, group)
-    found = []
-    for table, ids, gradients in zip(tables, *everybody, strict=True):
-        found.append(torch.zeros_like(table.values).index_add_(0, ids, gradients))
+    found = [torch.zeros_like(table.values) for table in tables]
+    for shard in shards if group.world == 1 else _gathered(tables, shards, rows, count, group):
+        for total, ids, gradients in zip(found, shard.ids, shard.gradients, strict=True):
+            total.index_add_(0, ids.to(torch.int64), gradients.contiguous())
     return found
 
 
-def _joined(tables: list[Table], shards: list[Noted]) -> tuple[list[Tensor], list[Tensor]]:
-    """For each table all ids [n] and gradients [n, width] of these shards, in order."""
-    ids: list[list[Tensor]] = [[] for _ in tables]
-    gradients: list[list[Tensor]] = [[] for _ in tables]
-    for shard in shards:
-        at = 0
-        for place, calls in enumerate(shard.calls):
-            ids[place] += shard.ids[at : at + calls]
-            gradients[place] += shard.gradients[at : at + calls]
-            at += calls
-    return (
-        [
-            torch.cat([part.reshape(-1) for part in parts]) if parts else table.values.new_zeros(0, dtype=torch.int64)
-            for table, parts in zip(tables, ids, strict=True)
-        ],
-        [
-            torch.cat([part.reshape(-1, table.width) for part in parts]) if parts else table.values[:0]
-            for table, parts in zip(tables, gradients, strict=True)
-        ],
-    )
-
-
-def _gathered(
-    tables: list[Table], shards: list[Noted], rows: int, count: int, group: Group
-) -> tuple[list[Tensor], list[Tensor]]:
-    """For each table the ids and gradients of all workers, in order of rows."""
-    ids, gradients = _joined(tables, shards)
-    if group.world == 1:
-        return ids, gradients
+def _gathered(tables: list[Table], shards: list[Noted], rows: int, count: int, group: Group) -> Iterator[Noted]:
+    """All workers' shards in order. A worker sends the ids of all its shards as int32, then their gradients, in one message."""
+    sizes = [rows * (place + 1) // count - rows * place // count for place in range(count)]
     owned = [determinism.owned(count, rank, group.world) for rank in range(group.world)]
-    held = [rows * mine.stop // count - rows * mine.start // count for mine in owned]
-    whole = [part.to(torch.int32) for part in ids] + [part.reshape(-1).view(torch.int32) for part in gradients]
-    widths = [table.each for table in tables] + [table.each * table.width for table in tables]
-    received = determinism.gathered(torch.cat(whole), [mine * sum(widths) for mine in held], group.world)
-    parts: list[list[Tensor]] = [[] for _ in widths]
-    for mine, values in zip(held, received, strict=True):
-        at = 0
-        for part, width in zip(parts, widths, strict=True):
-            part.append(values[at : at + mine * width])
-            at += mine * width
-    joined = [torch.cat(part) for part in parts]
-    half = len(tables)
-    wide = [value.view(torch.float32).view(-1, table.width) for value, table in zip(joined[half:], tables, strict=True)]
-    return [value.to(torch.int64) for value in joined[:half]], wide
+    ids = torch.cat([part for shard in shards for part in shard.ids])
+    numbers = [part for shard in shards for part in shard.gradients]
+    message = ids.new_empty(len(ids) + sum(part.numel() for part in numbers), dtype=torch.int32)
+    message[: len(ids)] = ids
+    at, wide = len(ids), message.view(torch.float32)
+    for part in numbers:
+        wide[at : at + part.numel()].view_as(part).copy_(part)
+        at += part.numel()
+    each = sum(table.each for table in tables)
+    wholes = [each * sum(sizes[place] for place in mine) for mine in owned]
+    width = sum(table.each * table.width for table in tables)
+    lengths = [whole + width * whole // each for whole in wholes]
+    received = determinism.gathered(message, lengths, group.rank)
+    for mine, whole, values in zip(owned, wholes, received, strict=True):
+        at, after, wide = 0, whole, values.view(torch.float32)
+        for place in mine:
+            found = Noted([], [])
+            for table in tables:
+                n = sizes[place] * table.each
+                found.ids.append(values[at : at + n])
+                found.gradients.append(wide[after : after + n * table.width].view(n, table.width))
+                at, after = at + n, after + n * table.width
+            yield found
