@@ -23,7 +23,7 @@ from rich.table import Table
 
 import shards
 from ct import settings
-from ct.control import erasing, loop, report, rows, skew, watching
+from ct.control import erasing, loop, report, reproducing, rows, skew, watching
 from ct.control.act import Actor
 from ct.data import catalog
 from ct.registry import routes, versions
@@ -51,6 +51,7 @@ class Demo:
         self.rollback_seconds: float | None = None
         self.quarantined: list[str] = []
         self.skewed: list[str] = []
+        self.reproduced = ""
         self.traces = 0
         self.last_id = ""
 
@@ -203,6 +204,16 @@ def summer(demo: Demo) -> None:
         demo.say(f"drift of {item['shard']} from {item['reference']}: {what or 'none'}. {item['cause']}")
 
 
+def again(demo: Demo) -> None:
+    """The champion is made again: its recorded code on its recorded shards, in a process of its own. Every bit of it must come out."""
+    answer = reproducing.reproduce(demo.act.place, demo.act.stable_name(), on_step=lambda _: None)
+    demo.reproduced = answer.outcome
+    differs = ", ".join(item.what for item in answer.differs)
+    demo.say(
+        f"{answer.version} made again from what {answer.run} recorded, in {answer.seconds:.1f} s: [bold]{answer.outcome}[/] {differs}"
+    )
+
+
 def forget(demo: Demo) -> None:
     """One flight is erased: from tables, features, the prediction log and the online store; then every byte that is left is looked at."""
     key = pq.read_table(demo.months["flights"][4], columns=["flight_id"])["flight_id"][0].as_py()
@@ -256,6 +267,7 @@ def close(demo: Demo, kept: bool) -> dict[str, Any]:
         "rollback_seconds": round(demo.rollback_seconds, 3) if demo.rollback_seconds is not None else None,
         "quarantined": demo.quarantined,
         "skewed": demo.skewed,
+        "reproduced": demo.reproduced,
         "traces_of_the_erased": demo.traces,
         "drift": sorted({column for item in watching.drifts(act.journal, name) for column in item["drifted"]}),
         "requests": sum(answers.requests for answers in demo.traffic),
@@ -302,7 +314,8 @@ STEPS: Iterable[tuple[str, Callable[[Demo], None]]] = (
     ("4  A broken shard is stopped", broken_shard),
     ("5  A harmful candidate is rolled back by itself", harmful_candidate),
     ("6  Summer: drift is found, explained, and answered", summer),
-    ("7  A flight is forgotten", forget),
+    ("7  The champion is made again, bit for bit", again),
+    ("8  A flight is forgotten", forget),
 )
 
 
@@ -326,6 +339,7 @@ def main() -> int:
         demo.act.close()
     champion = routes.current(demo.act.journal, pipeline.name)
     good = facts["failed_requests"] == 0 and facts["promoted"] and facts["rolled_back"] and facts["quarantined"] and champion
+    good = good and facts["reproduced"] == "identical"
     return 0 if good else 1
 
 
