@@ -108,14 +108,15 @@ def _tune(
     folder: str,
 ) -> None:
     """Runs in the warm process, whose environment the trials inherit. Called again after its process was killed, it goes on."""
+    import ray
     from ray import tune
 
     progress = Path(folder) / "legs.jsonl"
-    lines = [json.loads(line) for line in progress.read_text().splitlines()] if progress.exists() else []
-    ledger = Ledger(chooser, space, known | {line["leg"]: Reached(line["loss"], line["error"]) for line in lines})
+    ledger = Ledger(chooser, space, known | _before(progress))
     if ledger.done:
         return
-    resources: dict[str, float] = {"cpu": 1, "gpu": 1} if shared["gpu"] else {"cpu": 1}
+    # Beside an endpoint a small machine may have no whole CPU left; a trial then runs on what there is.
+    resources = {"cpu": min(1.0, max(0.1, ray.available_resources().get("CPU", 0.0)))} | ({"gpu": 1.0} if shared["gpu"] else {})
     tuner = tune.Tuner(
         tune.with_resources(_trainable(), resources),
         param_space={"model": model, "paths": paths, "folder": folder, **shared},
@@ -129,6 +130,16 @@ def _tune(
     )
     tuner.fit()
     shutil.rmtree(Path(folder) / "tune", ignore_errors=True)
+
+
+def _before(progress: Path) -> dict[str, Reached]:
+    """What a process that was killed had told; a line it did not finish is taken back."""
+    text = progress.read_text() if progress.exists() else ""
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        progress.write_text(whole)
+    lines = [json.loads(line) for line in whole.splitlines()]
+    return {line["leg"]: Reached(line["loss"], line["error"]) for line in lines}
 
 
 def _searcher(ledger: Ledger, progress: Path) -> Any:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 import ct
 from ct.cli import app
-from ct.control import runs, sweep_plot, sweeping, sweeps
+from ct.control import retrain, runs, sweep_plot, sweeping, sweeps
 from ct.control.act import Actor
 from ct.control.loop import observe
 from ct.control.rows import rows
@@ -26,7 +26,8 @@ from ct.settings import load as settings
 from ct.store import leases
 from ct.training.declare import Search
 from ct.training.ledger import Trial
-from ct.training.search import Asha, Population
+from ct.training.search import Asha
+from ct.training.sweep import settled
 from tests.loop import project
 
 NAME = "late-orders"
@@ -97,18 +98,15 @@ def test_killed_and_gone_on_with_it_is_the_sweep_it_would_have_been(tmp_path: Pa
     json.dumps(found.to_json())
 
 
-@pytest.mark.usefixtures("ray_local")
-def test_a_populations_course_is_trained_again_whole(tmp_path: Path) -> None:
-    act = opened(landed(tmp_path / "shop"), sweep=Population(4, every=2))
-    found = act.sweep(sweeping.chooser(act.pipeline), parallel=2)
-    winner = found.sweep.winner
-    assert winner
-    assert len(legs(act)) == 12
-    assert any(trial.course for trial in found.sweep.trials)
-    (run,) = runs.all_runs(act.journal, NAME)
-    assert run.facts["settings"].get("course", []) == [[at, dict(values)] for at, values in winner.course]
-    model = act.pipeline.model.resolved(run.facts["settings"])
-    assert (model.lr, model.course) == (winner.params["lr"], winner.course)
+def test_a_course_is_among_the_settings_by_which_a_run_is_made_again(tmp_path: Path) -> None:
+    declared = opened(landed(tmp_path / "shop")).pipeline.model
+    course = ((2, {"lr": 4e-3}), (4, {"lr": 5e-3}))
+    used = settled(declared, {"lr": 2e-3}, course)
+    kept = json.loads(json.dumps(retrain.settings_of(declared, used)))
+    assert kept == {"lr": 2e-3, "course": [[2, {"lr": 4e-3}], [4, {"lr": 5e-3}]]}
+    assert declared.resolved(kept) == used
+    assert [used.during(epoch).lr for epoch in range(6)] == [2e-3, 2e-3, 4e-3, 4e-3, 5e-3, 5e-3]
+    assert retrain.settings_of(declared, settled(declared, {"lr": 2e-3}, ())) == {"lr": 2e-3}
 
 
 def test_trials_are_judged_by_rows_that_the_gate_never_sees(tmp_path: Path) -> None:
