@@ -333,4 +333,5 @@ class Trigger(Protocol):
 
 
 class Model(Protocol):
-    """What is trained: `seed`, `held` and `patience`, validate(), searches() and resolved(params). See training/declare.py."""
+    """What is trained: `members` (one ct.Torch or several), `seed`, `held`, `patience`, `calibrate`, `balanced` and `start`; validate(),
+    searches() and resolved(params). See training/declare.py and training/ensemble.py."""

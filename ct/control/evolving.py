@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -131,12 +131,11 @@ def _unlike(place: Place, spec: ModelSpec) -> str:
     line = place.pipeline
     if spec.features != tuple(to_spec(feature) for feature in line.features):
         return "the features are others"
-    now = asdict(line.label.objective)
     if Objective.from_json(spec.objective) != line.label.objective or (spec.label["column"], spec.label["above"]) != (
         line.label.column,
         line.label.above,
     ):
-        return f"the label is another one ({now['kind']} of {line.label.column})"
+        return f"the label is another one ({line.label.objective.kind} of {line.label.column})"
     return ""
 
 

@@ -174,6 +174,9 @@ def test_a_run_keeps_the_champion_that_it_began_with(act: Actor, begun: runs.Run
     assert run.facts["start"]["from"] == "v1", "not the one that was promoted meanwhile"
     assert run.facts["start"]["champion_weights"] == begun.start["weights"]
     assert made.metrics["auroc"] > 0.6
+    data = rows.rows(act.place, run, on_step=lambda _: None)
+    again = fitting.fit(act.place, run, data, MODEL, workers=0, gpu=False, on_step=lambda _: None, name="again")
+    assert again.trained.digest == run.facts["weights"], "made again, it begins with the same weights"
     assert evolving.frozen(act.place)["warm"] == 1, "the champion itself began with a champion's weights"
 
 
