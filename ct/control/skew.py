@@ -25,7 +25,7 @@ from ct.data.shards import opened
 from ct.data.tables import ShardFile
 from ct.errors import CtError
 from ct.features import online
-from ct.features.declare import from_spec, own_features
+from ct.features.declare import own_features
 from ct.features.history import TableHistory
 from ct.features.online import OnlineStore
 from ct.features.online.rows import Source, entities, entries, name_of, sources_of
@@ -33,6 +33,7 @@ from ct.features.transform import Spans, lookups_of, span_us, transform
 from ct.registry import files, versions
 from ct.registry.files import ModelSpec
 from ct.roles import Column, Columns, Feature, Lookup
+from ct.serving.runtime import features_of
 
 Record = Mapping[str, Any]
 Ints = NDArray[np.int64]
@@ -148,9 +149,9 @@ class _Version:
 def _version(place: Place, name: str) -> _Version:
     """Raises NotFound or Corrupt."""
     known = versions.get(place.journal, place.pipeline.name, name)
-    spec = ModelSpec.from_bytes(files.fetch(place.artifacts, known.manifest)[files.SPEC])
-    own = own_features(place.pipeline.features)
-    features = tuple(from_spec(feature, own) for feature in spec.features)
+    made = files.fetch(place.artifacts, known.manifest)
+    spec = ModelSpec.from_bytes(made[files.SPEC])
+    features = features_of(spec, made[files.CODE], lambda: own_features(place.pipeline.features))
     return _Version(spec, features, lookups_of(features))
 
 
