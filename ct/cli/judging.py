@@ -19,7 +19,7 @@ def evaluate(version: str, root: Root = None, pipeline: PipelineFile = None, jso
         def view() -> None:
             ours, champion = report.candidate.metrics, report.champion.metrics if report.champion else {}
             output.table(
-                f"{version} on {report.candidate.rows:,} rows of {report.window}",
+                version,
                 ("metric", version, "champion", "baseline"),
                 (
                     (name, value, champion.get(name), ours.get(f"base_{name}"))
@@ -32,6 +32,7 @@ def evaluate(version: str, root: Root = None, pipeline: PipelineFile = None, jso
                 ("part", "outcome", "because"),
                 ((found.part, found.outcome, found.reason) for found in report.verdict.findings),
             )
+            output.line(f"judged on {report.candidate.rows:,} rows of {report.window}")
             for warning in report.verdict.warnings:
                 output.line(f"warning: {warning}")
             output.line(f"verdict: {report.verdict.decision}")

@@ -153,6 +153,8 @@ def _pairs(item: Mapping[str, Any]) -> str:
 
 
 def _plain(item: Any) -> str:
+    if isinstance(item, Mapping):
+        return f"({_pairs(item)})"
     if isinstance(item, bool) or item is None:
         return {True: "yes", False: "no", None: ""}[item]
     if isinstance(item, float):

@@ -17,7 +17,7 @@ from ct.control import runs
 from ct.control.place import Place
 from ct.control.rows import Rows, take
 from ct.data.columns import to_columns
-from ct.errors import Corrupt, CtError
+from ct.errors import Corrupt, CtError, NotFound
 from ct.evaluation import gate, metrics, own, paired
 from ct.evaluation.evidence import CHAMPION, TRIVIAL, Evaluation, Evidence, Finding, SliceGain, Verdict, plain
 from ct.evaluation.paired import Answers, Gain
@@ -110,8 +110,7 @@ class _Judging:
         self.objective: Objective = place.pipeline.label.objective
         self.warnings: list[str] = []
         self.faults: list[str] = []
-        route = routes.current(place.journal, place.pipeline.name)
-        self.champion = None if route is None else predictor(place, files.fetch(place.artifacts, route.stable.manifest))
+        self.champion = self._loaded()
         self.mask, self.window = self._unseen()
         self.label, self.times = data.label[self.mask], data.times[self.mask]
         self.features = seen_by(place, candidate, data)
@@ -176,6 +175,17 @@ class _Judging:
                 "labelled_share": len(self.label) / max(len(self.label) + split.unlabelled, 1),
             },
         }
+
+    def _loaded(self) -> Predictor | None:
+        """The champion. One that cannot be loaded makes the verdict an error: nothing can be compared with it."""
+        route = routes.current(self.place.journal, self.place.pipeline.name)
+        if route is None:
+            return None
+        try:
+            return predictor(self.place, files.fetch(self.place.artifacts, route.stable.manifest))
+        except (Corrupt, NotFound) as error:
+            self.faults.append(f"the champion {route.stable.version} cannot be loaded: {error.found}")
+            return None
 
     def _unseen(self) -> tuple[NDArray[np.bool_], Window]:
         """The judging rows that no version was trained on: a champion of a shorter holdout, or an old data's version, may know some."""

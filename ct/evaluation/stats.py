@@ -130,19 +130,6 @@ def calibration_error(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> f
     return float(np.abs(gap).sum() / len(score))
 
 
-def paired_bootstrap(
-    scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike, *, rounds: int = 1000, seed: int = 0, level: float = 0.95
-) -> Interval:
-    """Mean log loss of a minus b on the same n rows, with the percentile bootstrap over rows. One seed, one answer."""
-    gap = log_losses(scores_a, labels) - log_losses(scores_b, labels)
-    if not len(gap):
-        raise TrainingFailed("no labelled rows", "at least one", "wait for labels")
-    rng = np.random.default_rng(seed)
-    means = np.array([gap[rng.integers(0, len(gap), len(gap))].mean() for _ in range(rounds)])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(gap.mean()), float(low), float(high))
-
-
 # -- e-values: evidence that may be looked at as often as one likes; P(ever >= 1/alpha) <= alpha under the null (Ville)
 
 

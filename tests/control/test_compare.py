@@ -125,6 +125,16 @@ def test_golden_rows_that_come_out_otherwise_are_an_error(tmp_path: Path) -> Non
     json.dumps(report.to_json(), allow_nan=False)
 
 
+def test_a_champion_that_cannot_be_loaded_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    act = orders.opened(tmp_path, orders.line())
+    version = orders.registered(act, live=True)
+    graph = act.artifacts.manifest(version.manifest)[files.ONNX]
+    Path(act.artifacts.address(graph)).write_bytes(b"other bytes")
+    report = orders.judged(act)
+    assert report.verdict.decision == "error"
+    assert "the champion v1 cannot be loaded" in report.verdict.reasons[0]
+
+
 def costs(scores: NDArray[Any], labels: NDArray[Any], columns: Mapping[str, NDArray[Any]]) -> float:
     """What wrong promises cost: a late order that was not seen its amount, a warning in vain one."""
     said = scores >= 0.5

@@ -231,6 +231,20 @@ def test_the_bootstrap_of_a_mean_has_its_known_error() -> None:
     assert found.error == pytest.approx(sums.std(ddof=1) / math.sqrt(50), rel=0.08)
 
 
+def test_the_bounds_cover_the_truth_as_often_as_they_say_and_another_seed_draws_anew() -> None:
+    random, above = np.random.default_rng(4), 0
+    for _ in range(200):
+        chance = random.uniform(0.1, 0.9, 300)
+        label = (random.random(300) < chance).astype(float)
+        a, b = np.clip(chance + random.normal(0, 0.1, (2, 300)), 0.01, 0.99)
+        truth = float((chance * np.log(a / b) + (1 - chance) * np.log((1 - a) / (1 - b))).mean())
+        found = gain(BINARY, "log_loss", Answers(a), Answers(b), label, np.arange(300) % 60)
+        above += found.low <= truth
+    assert 178 <= above <= 199, "95 % one-sided"
+    args = (BINARY, "log_loss", Answers(a), Answers(b), label, np.arange(300) % 60)
+    assert gain(*args, seed=1) != gain(*args)
+
+
 def test_a_metric_of_ones_own_is_compared_like_cts() -> None:
     scores, labels = binary(2000)
     other = np.clip(scores + np.random.default_rng(9).normal(0, 0.2, len(scores)), 0, 1)

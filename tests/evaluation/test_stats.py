@@ -59,27 +59,11 @@ def test_delong_sees_a_difference() -> None:
 def test_equal_scores_differ_by_nothing() -> None:
     a, _, label = pair(np.random.default_rng(3), 100)
     assert stats.delong(a, a, label) == stats.Interval(0.0, 0.0, 0.0)
-    assert stats.paired_bootstrap(np.full(100, 0.3), np.full(100, 0.3), label) == stats.Interval(0.0, 0.0, 0.0)
 
 
 def test_one_class_is_an_error_that_says_so() -> None:
     with pytest.raises(TrainingFailed, match="0 rows of class 1"):
         stats.delong([0.1, 0.2], [0.2, 0.1], [0, 0])
-
-
-def test_bootstrap_is_a_function_of_its_seed_and_covers() -> None:
-    rng = np.random.default_rng(4)
-    covered = 0
-    for _ in range(100):
-        p = rng.uniform(0.1, 0.9, 300)
-        label = (rng.random(300) < p).astype(float)
-        a, b = np.clip(p + rng.normal(0, 0.1, (2, 300)), 0.01, 0.99)
-        truth = float((-(p * np.log(a / b) + (1 - p) * np.log((1 - a) / (1 - b)))).mean())
-        found = stats.paired_bootstrap(a, b, label, rounds=200)
-        covered += found.low <= truth <= found.high
-    assert covered >= 86
-    assert stats.paired_bootstrap(a, b, label) == stats.paired_bootstrap(a, b, label)
-    assert stats.paired_bootstrap(a, b, label, seed=1) != stats.paired_bootstrap(a, b, label)
 
 
 def test_losses_stay_finite_and_calibration_error_is_known() -> None:
