@@ -28,7 +28,7 @@ from ct.registry.publishing import publish
 from ct.serving.runtime import features_of
 from ct.settings import Workers
 from ct.store import leases
-from ct.training.code import code_of
+from ct.training.code import code_of, home_of
 from ct.training.data import TrainingSet
 
 
@@ -53,10 +53,11 @@ def inputs(place: Place) -> dict[str, Any]:
 
 
 def code(place: Place) -> Code:
-    """The pipeline's code as it is in the working copy now."""
+    """The pipeline's code as it is in the working copy now: from the file of the settings, else from the module that has the pipeline."""
     path, _, variable = place.settings.pipeline.partition(":")
     file = place.settings.root / path
-    return code_of(place.pipeline.model, file if file.is_file() else None, variable)
+    found = (file, variable) if file.is_file() else home_of(place.pipeline) or (None, "")
+    return code_of(place.pipeline.model, *found)
 
 
 def start(place: Place, *, cause: str, more: Mapping[str, Any] | None = None) -> runs.Run:

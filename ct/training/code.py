@@ -34,6 +34,20 @@ def code_of(model: Any, file: Path | None = None, variable: str = "") -> Code:
     return Code(found.named(), found.name(file.resolve()) if file is not None else "", variable or "pipeline")
 
 
+def home_of(pipeline: Any) -> tuple[Path, str] | None:
+    """The file that assigns a pipeline to a name of its module, and that name; None for one that no module holds."""
+    for module in list(sys.modules.values()):
+        names = [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is pipeline]
+        file = Path(getattr(module, "__file__", None) or "/").resolve()
+        if not names or not file.is_file() or not _users(file, module.__name__):
+            continue
+        for node in ast.parse(file.read_bytes()).body:
+            for target in node.targets if isinstance(node, ast.Assign) else ():
+                if isinstance(target, ast.Name) and target.id in names:
+                    return file, target.id
+    return None
+
+
 def code_digest(model: Torch) -> str:
     """SHA-256 of the archive of the module that defines the model, and of what it imports beside it."""
     return sha256(code_of(model).to_bytes())

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ct.training.code import code_of, source_folder
+from ct.training.code import code_of, home_of, source_folder
 from ct.training.declare import Torch
 from delay_model import DelayNet
 
@@ -47,3 +47,12 @@ def test_ready_models_and_installed_packages_are_no_code_of_the_users(tmp_path: 
 def test_a_model_without_a_pipeline_file_is_its_module() -> None:
     found = code_of(Torch(DelayNet))
     assert (sorted(found.files), found.main) == (["0/delay_model.py"], "")
+
+
+def test_a_pipeline_is_found_in_the_file_that_makes_it() -> None:
+    import flights
+
+    file, name = home_of(flights.pipeline) or (Path(), "")
+    assert (file.name, name) == ("flights.py", "pipeline")
+    assert {"0/flights.py"} <= set(code_of(flights.pipeline.model, file, name).files)
+    assert home_of(flights.pipeline.replace(owner="another")) is None
