@@ -53,28 +53,34 @@ def card(here: Place, name: str) -> dict[str, Any]:
         ],
         "requests": {"columns": dict(spec.request), "personal": {table: dict(kinds) for table, kinds in spec.personal.items()}},
         "metrics": _metrics(version, report),
-        "training": {
-            "settings": dict(run.params) if run else {},
-            "chosen_by_search": facts.get("settings", {}),
-            "seed": run.seed if run else None,
-            "seeds": facts.get("seeds"),
-            "start": facts.get("start", {}),
-            "weighed": facts.get("weighed", []),
-            "calibration": dict(spec.calibration),
-            "contract": facts.get("contract", {}),
-        },
-        "lineage": {
-            "run": version.run,
-            "cause": run.cause if run else "",
-            "manifest": version.manifest,
-            "weights": facts.get("weights", ""),
-            "code": run.code if run else "",
-            "pipeline": run.pipeline if run else "",
-            "features": facts.get("features", ""),
-            "signed_by": _signature(here, version.manifest),
-        },
+        "training": _training(run, facts) | {"calibration": dict(spec.calibration)},
+        "lineage": _lineage(version, run, facts) | {"signed_by": _signature(here, version.manifest)},
         "limits": _limits(report, facts),
         "reproduce": f"ct reproduce {name}",
+    }
+
+
+def _training(run: runs.Run | None, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "settings": dict(run.params) if run else {},
+        "chosen_by_search": facts.get("settings", {}),
+        "seed": run.seed if run else None,
+        "seeds": facts.get("seeds"),
+        "start": facts.get("start", {}),
+        "weighed": facts.get("weighed", []),
+        "contract": facts.get("contract", {}),
+    }
+
+
+def _lineage(version: versions.Version, run: runs.Run | None, facts: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run": version.run,
+        "cause": run.cause if run else "",
+        "manifest": version.manifest,
+        "weights": facts.get("weights", ""),
+        "code": run.code if run else "",
+        "pipeline": run.pipeline if run else "",
+        "features": facts.get("features", ""),
     }
 
 
