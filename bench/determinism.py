@@ -1,6 +1,7 @@
 """Do a model's bytes depend on who trained it? Each trial trains with a random number of workers, kills a random one (SIGKILL) at a random step,
 goes on with another number, perhaps twice, and compares weights and history with one undisturbed worker's. `--trials N`; one in ten runs on
-Ray Train, the others as plain processes over gloo. `--quick` takes 8 trials, one of them on Ray.
+Ray Train, the others as plain processes over gloo. `--quick` takes 8 trials, one of
+them on Ray; `--plain` leaves Ray out.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def main() -> None:
     trials = int(sys.argv[sys.argv.index("--trials") + 1]) if "--trials" in sys.argv else 8 if quick else 50
     home = Path(tempfile.mkdtemp(prefix="ctd", dir="/tmp"))
     try:
-        print(json.dumps(_measure(home, trials)))
+        print(json.dumps(_measure(home, trials, 0 if "--plain" in sys.argv else max(1, trials // 10))))
     finally:
         shutil.rmtree(home, ignore_errors=True)
 
@@ -55,7 +56,7 @@ class Case:
     wanted: str = ""
 
 
-def _measure(home: Path, trials: int) -> dict[str, Any]:
+def _measure(home: Path, trials: int, on_ray: int) -> dict[str, Any]:
     from ct.training import loop, models  # noqa: F401  before the forks, so that each has them at once
 
     cases = []
@@ -64,7 +65,6 @@ def _measure(home: Path, trials: int) -> dict[str, Any]:
         made = _group(case, home / case.name, 1, kill=None)
         cases.append(replace(case, wanted=str(made)))
         print(f"{case.name}: {case.steps} steps, undisturbed {str(made)[:16]} in {time.monotonic() - begun:.1f} s", flush=True)
-    on_ray = max(1, trials // 10)
     agreed, kills = 0, 0
     for trial in range(trials - on_ray):
         chance = random.Random(trial)
@@ -72,7 +72,7 @@ def _measure(home: Path, trials: int) -> dict[str, Any]:
         agreed, kills = agreed + agrees, kills + killed
         print(f"trial {trial + 1}: {said}", flush=True)
         shutil.rmtree(home / str(trial), ignore_errors=True)
-    for number, (agrees, killed, said) in enumerate(_trials_on_ray(cases, home, on_ray)):
+    for number, (agrees, killed, said) in enumerate(_trials_on_ray(cases, home, on_ray) if on_ray else ()):
         agreed, kills = agreed + agrees, kills + killed
         print(f"trial {trials - on_ray + number + 1}, on Ray: {said}", flush=True)
     return {
@@ -108,12 +108,12 @@ def _cases(home: Path) -> list[Case]:
     cut, shape = ROWS * 5 // 6, Shape(8, cardinalities)
     train = TrainingSet(numeric[:cut], category[:cut], label[:cut], shape).save(home / "train")
     stop = TrainingSet(numeric[cut:], category[cut:], label[cut:], shape).save(home / "stop")
-    plain = ct.Torch("MLP", epochs=3, batch=256, seed=5)
+    plain = ct.Torch("MLP", epochs=2, batch=256, seed=5)
     sgd = partial(torch.optim.SGD, momentum=0.9)
     models = {
         "mlp": replace(plain, clip=0.5, average=0.95, options={"width": 48, "depth": 2}),
-        "norm": replace(plain, model=Normed, optimizer=sgd, lr=0.05, schedule="linear", patience=2, epochs=4),
-        "tabm": replace(plain, model="TabM", epochs=2, options={"width": 32, "depth": 2, "members": 4}),
+        "norm": replace(plain, model=Normed, optimizer=sgd, lr=0.05, schedule="linear", patience=2, epochs=3),
+        "tabm": replace(plain, model="TabM", options={"width": 32, "depth": 2, "members": 4}),
     }
     return [Case(name, model, train, stop, cut // 256 * model.epochs) for name, model in models.items()]
 
