@@ -51,7 +51,7 @@ pipeline = ct.Pipeline(
     rows=ct.newest("200d", older=0.5, by="carrier"),
     segments=["carrier", "origin"],
     holdout="28d",  # judged on four weeks: in two, one storm decides the calibration
-    model=ct.Torch("TabM", epochs=2, lr=ct.Search(2e-3, 3.2e-2, log=True), seed=7, options={"members": 4, "dropout": 0.0}),
+    model=ct.Torch("TabM", epochs=3, lr=ct.Search(2e-3, 3.2e-2, log=True), seed=7, options={"members": 4, "dropout": 0.0}),
     gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.60), ct.ece(max=0.05)]),
     rollout=ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()]),
     retrain=[ct.NewData(rows=20_000), ct.Every("7d"), ct.Drift()],
