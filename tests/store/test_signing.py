@@ -17,6 +17,7 @@ from ct.ids import canonical
 from ct.store import signing
 from ct.store.artifacts import Artifacts
 from ct.store.signing import Keys
+from tests.services import S3
 
 FILES = {"a": b"one", "b": b"two"}
 
@@ -154,3 +155,14 @@ def test_settings_take_public_keys_and_no_private_one(tmp_path: Path) -> None:
         (tmp_path / "ct.toml").write_text(text + "\n")
         with pytest.raises(InvalidSettings):
             settings.load(tmp_path, {})
+
+
+def test_an_object_store_keeps_signatures_too(s3: S3) -> None:
+    artifacts = Artifacts(s3.new())
+    digest = artifacts.put_set(FILES)
+    with pytest.raises(Untrusted, match="there is no signature"):
+        artifacts.get_signed(digest)
+    artifacts.sign(digest)
+    assert artifacts.get_signed(digest) == FILES
+    with pytest.raises(NotFound):
+        artifacts.get_signed("0" * 64)
