@@ -5,8 +5,10 @@ weigh rows by, its labels to compare with. All of it follows from the run's froz
 from __future__ import annotations
 
 import math
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,30 +150,41 @@ def _carried(
 
 
 def weights(place: Place, run: runs.Run, data: Rows) -> Floats | None:
-    """What the pipeline's weighers say about the rows that train, [those], of mean 1; None without weighers."""
+    """What the pipeline's weighers say about the rows that train, [those], of mean 1; None without weighers.
+
+    Raises TrainingFailed when one of them raises, or gives what is no weight.
+    """
     line, mask = place.pipeline, data.split.train
     if not line.weights:
         return None
     profiled = profiled_by(line)
     for part in line.weights:
         if isinstance(part, weighing.Drifted) and (missing := sorted(set(part.by) - set(profiled))):
-            raise InvalidPipeline(
+            raise TrainingFailed(
                 f"ct.drifted of {missing}", f"segments that are category features too: {list(profiled)}", "declare the feature"
             )
     scores, moved = _seen(place, run, data)
-    return weighing.combined(
-        line.weights,
-        Weighed(
-            times=data.times[mask],
-            keys=data.keys[mask],
-            segments=take(data.segments, mask),
-            features=take(data.columns, mask),
-            label=data.label[mask],
-            scores=scores,
-            drift=moved,
-            objective=line.label.objective,
-        ),
+    rows = Weighed(
+        times=data.times[mask],
+        keys=data.keys[mask],
+        segments=take(data.segments, mask),
+        features=take(data.columns, mask),
+        label=data.label[mask],
+        scores=scores,
+        drift=moved,
+        objective=line.label.objective,
     )
+    try:
+        return weighing.combined(line.weights, rows)
+    except InvalidPipeline as error:
+        raise TrainingFailed(error.found, error.expected, error.remedy) from error
+    except Exception as error:  # a user's weigher may raise anything; it is reported, not traced
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        raise TrainingFailed(
+            f"a weigher raised {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})",
+            "weights [n]",
+            "mend its weights()",
+        ) from error
 
 
 def _seen(place: Place, run: runs.Run, data: Rows) -> tuple[Floats | None, dict[str, dict[str, float]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import ct
 from ct.control import evolving, fitting, rows, runs
 from ct.control.act import Actor
 from ct.control.place import Place
-from ct.errors import InvalidPipeline, TrainingFailed
+from ct.errors import TrainingFailed
 from ct.features.encode import Encoder
 from ct.objectives import BINARY, Calibration, Objective
 from ct.registry import files, versions
 from ct.registry.files import ModelSpec
+from ct.roles import Weighed
 from ct.serving.runtime import Predictor
 from ct.training import trainer
 from tests.control.late import MODEL, all_late, italian, land, line, opened, serve, with_line
@@ -149,8 +150,32 @@ def test_weighers_see_the_champions_scores_and_the_drift_of_slices(act: Actor, b
     assert both[label == 1].sum() == pytest.approx(both[label == 0].sum(), rel=0.1)
     assert fitting.row_weights(act.place, begun, data, MODEL) is None
     lonely = with_line(act, weights=[ct.drifted("country")], features=[ct.numeric("amount")])
-    with pytest.raises(InvalidPipeline, match="segments that are category features too"):
+    with pytest.raises(TrainingFailed, match="segments that are category features too"):
         evolving.weights(lonely, begun, data)
+
+
+def test_a_weigher_that_fails_fails_the_run_and_says_where(act: Actor, begun: runs.Run, data: rows.Rows) -> None:
+    with pytest.raises(TrainingFailed, match=r"a weigher raised KeyError: 'weather' \(test_evolving.py:\d+\)"):
+        evolving.weights(with_line(act, weights=[Broken()]), begun, data)
+    short = with_line(act, weights=[Broken("amount")])
+    with pytest.raises(TrainingFailed, match="mend weights"):
+        evolving.weights(short, begun, data)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A weigher that asks for a feature there may not be, and gives one weight only."""
+
+    feature: str = "weather"
+
+    def segments(self) -> tuple[str, ...]:
+        return ()
+
+    def weights(self, rows: Weighed) -> Any:
+        return rows.features[self.feature][:1]
+
+    def explain(self) -> str:
+        return "by the weather"
 
 
 def test_a_slice_that_has_drifted_counts_more(act: Actor, begun: runs.Run, data: rows.Rows) -> None:
