@@ -29,7 +29,7 @@ from delay_model import DelayNet
 
 SCRIPT = Path(__file__).with_name("breaking_training.py")
 EACH = os.environ.get("CT_FAULTS") == "all"
-MODEL = Torch(DelayNet, epochs=10, batch=512, lr=3e-3, seed=3)
+MODEL = Torch(DelayNet, epochs=6, batch=512, lr=3e-3, seed=3)
 STEPS = 30
 
 
@@ -120,7 +120,7 @@ from ct.training import trainer
 from ct.training.declare import Torch
 if __name__ == "__main__":
     ray.init(address=sys.argv[1], namespace="ct", log_to_driver=False)
-    model = Torch(DelayNet, epochs=10, batch=512, lr=3e-3, seed=3)
+    model = Torch(DelayNet, epochs=6, batch=512, lr=3e-3, seed=3)
     trainer.train(Path(sys.argv[2]), model, run="killed", storage=Path(sys.argv[3]), every_steps=4)
 """
 

@@ -21,7 +21,7 @@ from delay_model import DelayNet
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
-MODEL = Torch(DelayNet, epochs=12, batch=512, lr=3e-3, seed=3)
+MODEL = Torch(DelayNet, epochs=6, batch=512, lr=3e-3, seed=3)
 
 
 def rows(count: int = 24_000, *, chance: int = 5) -> TrainingSet:
@@ -46,7 +46,7 @@ def undisturbed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> train
 
 def test_it_learns_and_says_how(undisturbed: trainer.Trained) -> None:
     losses = [epoch["loss"] for epoch in undisturbed.history]
-    assert len(losses) == 12
+    assert len(losses) == 6
     assert losses[-1] < 0.63 < losses[0]
     assert undisturbed.resumed == 0
     assert undisturbed.contract["threads"] == 1
@@ -64,7 +64,7 @@ def test_any_number_of_workers_gives_the_same_bytes(
     )
     assert made.digest == undisturbed.digest
     assert made.contract == undisturbed.contract
-    assert seen == list(range(12))
+    assert seen == list(range(6))
 
 
 def test_a_killed_training_process_goes_on_within_the_call(folder: Path, tmp_path: Path, undisturbed: trainer.Trained) -> None:
