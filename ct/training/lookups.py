@@ -179,11 +179,12 @@ def _gathered(tables: list[Table], shards: list[Noted], rows: int, count: int, g
     received = determinism.gathered(message, lengths, group.rank)
     for mine, whole, values in zip(owned, wholes, received, strict=True):
         at, after, wide = 0, whole, values.view(torch.float32)
+        looked_up = values[:whole].to(torch.int64)
         for place in mine:
             found = Noted([], [])
             for table in tables:
                 n = sizes[place] * table.each
-                found.ids.append(values[at : at + n])
+                found.ids.append(looked_up[at : at + n])
                 found.gradients.append(wide[after : after + n * table.width].view(n, table.width))
                 at, after = at + n, after + n * table.width
             yield found
