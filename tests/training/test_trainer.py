@@ -76,7 +76,7 @@ def test_a_killed_training_process_goes_on_within_the_call(folder: Path, tmp_pat
             os.kill(process, signal.SIGKILL)
 
     process = warm.call(os.getpid)
-    made = trainer.train(folder, MODEL, run="hit", storage=tmp_path, on_progress=kill_once)
+    made = trainer.train(folder, MODEL, run="hit", storage=tmp_path, every_steps=5, on_progress=kill_once)
     assert killed
     assert warm.call(os.getpid) != process
     assert made.resumed > 0
