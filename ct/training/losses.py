@@ -31,6 +31,7 @@ def _rows(objective: Objective, raw: Tensor, label: Tensor) -> Tensor:
         return nf.cross_entropy(raw.flatten(0, 1), places.flatten(), reduction="none").view(raw.shape[:2])
     if objective.kind == "number":
         return (raw - label.unsqueeze(1)).square()
-    gap = label.view(-1, 1, 1) - raw
+    each = raw if raw.dim() == 3 else raw.unsqueeze(2)  # one quantile is one output
+    gap = label.view(-1, 1, 1) - each
     share = torch.tensor(objective.quantiles, dtype=raw.dtype, device=raw.device)
     return torch.maximum(share * gap, (share - 1) * gap).mean(dim=2)
