@@ -163,9 +163,10 @@ def _key(place: Path) -> str | None:
 
 def _counting(folder: Path) -> list[str]:
     """All checkpoints with a manifest, newest first, but those that an attempt wrote after a later one had begun."""
-    fences = {number: _fence(place) for number, place in _attempts(folder)}
+    attempts = list(_attempts(folder))  # one look: another attempt may begin meanwhile
+    fences = {number: _fence(place) for number, place in attempts}
     found = []
-    for number, place in _attempts(folder):
+    for number, place in attempts:
         for manifest in place.glob("step-*/manifest.json"):
             name = f"{place.name}/{manifest.parent.name}"
             if fences[number] is not None and all(

@@ -121,6 +121,21 @@ def test_attempts_that_begin_at_once_get_numbers_of_their_own(tmp_path: Path) ->
     assert not list(tmp_path.glob(".*")), "nothing half is left"
 
 
+def test_an_attempt_may_begin_while_another_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Attempt.begin(tmp_path, "k").save(state(1))
+    plain = checkpoint._fence
+
+    def meanwhile(place: Path) -> frozenset[str] | None:
+        monkeypatch.setattr(checkpoint, "_fence", plain)
+        Attempt.begin(tmp_path, "k").save(state(2))
+        return plain(place)
+
+    monkeypatch.setattr(checkpoint, "_fence", meanwhile)
+    found = checkpoint.newest(tmp_path, "k")
+    assert found is not None
+    assert found.step == 1
+
+
 @given(st.lists(st.tuples(st.sampled_from(["begin", "save", "late"]), st.integers(0, 3)), max_size=14))
 def test_the_newest_that_counts_is_the_last_that_an_attempt_saved_in_its_time(
     tmp_path_factory: pytest.TempPathFactory, story: list[tuple[str, int]]
