@@ -89,6 +89,8 @@ class Watch:
         now = self._now()
         if now - self._looked < BEAT_S:
             return
+        if now - self._looked > self._limit / 2:  # who watches was stopped, or the whole machine: nobody is to blame
+            self._beats, self._steps = {}, ([], now)
         self._looked = now
         found = dict(self._read())
         self._beats = {

@@ -91,6 +91,20 @@ def test_a_group_that_beats_without_a_step_is_ended_whole(tmp_path: Path, watch:
     assert ended == [0, 1]
 
 
+def test_who_watches_after_a_sleep_of_the_whole_machine_ends_nobody(
+    tmp_path: Path, watch: Watch, clock: Clock, ended: list[int]
+) -> None:
+    for second in (0, 1, 2, 3, 4_000, 4_001, 4_002):
+        clock.now = float(second)
+        watch.look()
+        write(tmp_path, Beat(0, 1, "", "b", count=min(second, 3), step=5))
+    assert ended == [], "its next beat is still to come"
+    for second in range(4_003, 4_020):
+        clock.now = float(second)
+        watch.look()
+    assert ended == [0]
+
+
 def test_nobody_there_is_no_hang(tmp_path: Path, watch: Watch, clock: Clock, ended: list[int]) -> None:
     for second in range(0, 500, 5):
         clock.now = float(second)
