@@ -280,8 +280,10 @@ def _comes_again(error: Exception) -> bool:
     """Whether another attempt would meet the same error. What disks, networks and vanished workers do may not come again."""
     if isinstance(error, CtError):
         return isinstance(error, TrainingFailed)
+    from torch.distributed import DistError
+
     lost = isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST)
-    return not (lost or isinstance(error, (OSError, MemoryError)))
+    return not (lost or isinstance(error, (OSError, MemoryError, DistError)))
 
 
 def told(error: BaseException) -> CtError:

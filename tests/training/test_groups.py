@@ -7,6 +7,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError, DistStoreError
 
 from ct.errors import Conflict, Corrupt, TrainingFailed
 from ct.training import groups
@@ -105,6 +106,8 @@ def test_a_closed_desk_gives_up_its_job() -> None:
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), True),
         (TrainingFailed("the optimizer"), True),
         (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer"), False),
+        (DistNetworkError("failed to recv, got 0 bytes"), False),
+        (DistStoreError("wait timeout after 300000ms"), False),
         (OSError(5, "Input/output error"), False),
         (MemoryError(), False),
         (Conflict("attempt 1 was given up"), False),
