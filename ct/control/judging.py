@@ -17,7 +17,7 @@ from ct.control import runs
 from ct.control.place import Place
 from ct.control.rows import Rows, take
 from ct.data.columns import to_columns
-from ct.errors import Corrupt, CtError, NotFound
+from ct.errors import Corrupt, CtError, InvalidPipeline, NotFound
 from ct.evaluation import gate, metrics, own, paired
 from ct.evaluation.evidence import CHAMPION, TRIVIAL, Evaluation, Evidence, Finding, SliceGain, Verdict, plain
 from ct.evaluation.paired import Answers, Gain
@@ -135,7 +135,7 @@ class _Judging:
             size_mb=None if size is None else size / 1e6,
             faults=tuple(self.faults),
         )
-        challengers = [self._challenger(part, ours) for part in self.gate.challengers]
+        challengers = [found for part in self.gate.challengers if (found := self._challenger(part, ours))]
         verdict = gate.decide(self.gate, evidence, self.objective, self.warnings)
         first = self.gate.comparisons[0].metric
         return Report(
@@ -296,13 +296,16 @@ class _Judging:
         }
 
     def _challenger(self, part: Any, ours: _Version) -> dict[str, Any]:
-        """A challenger's metrics and the candidate's gain over it: a positive gain speaks for the candidate."""
-        split = self.data.split
-        held = split.calibrate & (self.objective.kind == "binary")
+        """A challenger's metrics and the candidate's gain over it: a positive gain speaks for the candidate. Empty where it failed."""
+        held = self.data.split.calibrate & (self.objective.kind == "binary")
         asked = self.mask | held
         begun = perf_counter()
         scores = np.full((len(asked), *ours.answers.scores.shape[1:]), np.nan)
-        scores[asked] = part.scores(self.objective, self._encoded(split.train), self._encoded(asked))
+        try:
+            scores[asked] = self._told(part, asked)
+        except Exception as error:  # it may raise anything; it is never promoted, so it stops nobody either
+            self.warnings.append(f"the challenger {part.name} failed: {type(error).__name__}: {error}")
+            return {}
         threshold = metrics.best_threshold(scores[held], self.data.label[held]) if held.any() else 0.5
         theirs = self._version(scores[self.mask], threshold, part.name)
         name = self._compared_by()
@@ -318,6 +321,18 @@ class _Judging:
             "gain": gain.to_json() if gain else None,
             "seconds": round(perf_counter() - begun, 2),
         }
+
+    def _told(self, part: Any, asked: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """A challenger's scores of the rows under `asked`, whose labels it is not shown. Raises InvalidPipeline for what is no score."""
+        unknown = replace(self._encoded(asked), label=np.full(int(asked.sum()), np.nan))
+        found = np.asarray(part.scores(self.objective, self._encoded(self.data.split.train), unknown), np.float64)
+        wide = (self.objective.outputs,) if self.objective.outputs > 1 else ()
+        if found.shape != (len(unknown.label), *wide) or not np.isfinite(found).all():
+            shape = (len(unknown.label), *wide)
+            raise InvalidPipeline(
+                f"scores of shape {found.shape}, or no finite ones", f"finite ones of shape {shape}", "mend scores()"
+            )
+        return found
 
     def _compared_by(self) -> str:
         known = [part.metric for part in self.gate.comparisons if part.metric not in self.gate.metrics]

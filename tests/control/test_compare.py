@@ -183,6 +183,46 @@ def test_a_challenger_is_reported_beside_a_candidate_that_is_not_worth_it(tmp_pa
     assert good.to_json()["challengers"][0]["gain"]["estimate"] > 0
 
 
+@dataclass(frozen=True)
+class Odd:
+    """A challenger that gives whatever it is told to, and keeps the labels it was shown."""
+
+    gives: Any
+    name: str = "Odd"
+    shown: list[Any] = field(default_factory=list, compare=False)
+
+    def missing(self) -> str:
+        return ""
+
+    def scores(self, objective: Any, train: Any, asked: Any) -> Any:
+        self.shown.append(asked.label)
+        return self.gives(train, asked)
+
+
+def broken(train: Any, asked: Any) -> Any:
+    raise MemoryError("no room for so many leaves")
+
+
+@pytest.mark.parametrize(
+    ("gives", "said"),
+    [
+        (broken, "MemoryError: no room for so many leaves"),
+        (lambda train, asked: np.zeros((len(asked.label), 2)), "scores of shape"),
+        (lambda train, asked: np.full(len(asked.label), np.nan), "no finite ones"),
+    ],
+)
+def test_a_challenger_that_fails_is_told_and_stops_nobody(tmp_path: Path, gives: Any, said: str) -> None:
+    odd = Odd(gives)
+    gate = ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.3)], challengers=[odd])
+    report = orders.judged(orders.opened(tmp_path, orders.line(gate=gate)))
+    assert report.verdict.decision == "pass"
+    assert report.to_json()["challengers"] == []
+    (warning,) = report.verdict.warnings
+    assert warning.startswith("the challenger Odd failed")
+    assert said in warning
+    assert np.isnan(odd.shown[0]).all(), "the truth of the rows that judge is nobody's to learn from"
+
+
 def test_a_number_is_judged_against_the_last_value_of_its_country(tmp_path: Path) -> None:
     gate = ct.Gate(
         beats=ct.better("mae", margin=0.05),
