@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from ct.features.encode import Shape
 from ct.ids import canonical, sha256
 from ct.objectives import Objective
 
-LEAST_ROWS, DEAD_SHARE, JUMP, RARE_ROWS = 100, 0.5, 3.0, 50
+LEAST_ROWS, DEAD_SHARE = 100, 0.5
 _ARRAYS = ("numeric", "category", "label")
 
 
@@ -99,33 +98,14 @@ def balanced(rows: TrainingSet, objective: Objective) -> NDArray[np.float32]:
     return weight
 
 
-def label_rates(rows: TrainingSet, objective: Objective) -> tuple[float, ...]:
-    """What a run keeps of its labels for the next one to compare: the share of each class, or mean and deviation of numbers."""
-    label = np.asarray(rows.label, dtype=np.float64)
-    if objective.kind in ("binary", "classes"):
-        count = max(2, objective.outputs)
-        shares: list[float] = (np.bincount(label.astype(np.int64), minlength=count) / max(1, len(label))).tolist()
-        return tuple(shares)
-    return (float(label.mean()), float(label.std())) if len(label) else (0.0, 0.0)
-
-
-def faults(
-    rows: TrainingSet,
-    objective: Objective,
-    *,
-    before: Sequence[float] | None = None,
-    least: int = LEAST_ROWS,
-    dead: float = DEAD_SHARE,
-    jump: float = JUMP,
-) -> list[str]:
+def faults(rows: TrainingSet, objective: Objective) -> list[str]:
     """Why a model should not be trained on these rows, none for good ones.
 
-    Fewer than `least` rows; numbers or weights that are not finite, weights below 0 or all 0; labels all alike or no class; more than the
-    share `dead` of the numeric columns constant; and, where the last run's `label_rates` are given as `before`, a class whose odds
-    moved by more than `jump` times, or a mean that moved by more than `jump` of its deviations.
+    Fewer than 100 rows; numbers or weights that are not finite, weights below 0 or all 0; labels all alike or no class; more than half
+    of the numeric columns constant.
     """
-    if len(rows) < least:
-        return [f"{len(rows)} rows to train on, at least {least} are needed"]
+    if len(rows) < LEAST_ROWS:
+        return [f"{len(rows)} rows to train on, at least {LEAST_ROWS} are needed"]
     found = []
     label, numeric = np.asarray(rows.label), np.asarray(rows.numeric)
     if not np.isfinite(label).all():
@@ -139,23 +119,6 @@ def faults(
     if rows.weight is not None and not (np.isfinite(rows.weight).all() and rows.weight.min() >= 0 and rows.weight.max() > 0):
         found.append("weights below 0, all 0, or no numbers")
     constant = int((numeric == numeric[:1]).all(axis=0).sum())
-    if numeric.shape[1] and constant > dead * numeric.shape[1]:
+    if numeric.shape[1] and constant > DEAD_SHARE * numeric.shape[1]:
         found.append(f"{constant} of {numeric.shape[1]} numeric columns have one value only")
-    return found + _jumps(label_rates(rows, objective), before, objective, len(rows), jump)
-
-
-def _jumps(now: Sequence[float], before: Sequence[float] | None, objective: Objective, rows: int, jump: float) -> list[str]:
-    if before is None or len(before) != len(now):
-        return []
-    if objective.kind in ("binary", "classes"):
-        # half a row, so that a class that is new or gone has odds at all
-        odds = [[max(share, 0.5 / rows) / max(1 - share, 0.5 / rows) for share in shares] for shares in (before, now)]
-        names = objective.classes or ("0", "1")
-        return [
-            f"the share of label {name} went from {was:.4g} to {share:.4g}"
-            for name, was, share, old, new in zip(names, before, now, *odds, strict=True)
-            if max(old / new, new / old) > jump and max(was, share) * rows >= RARE_ROWS
-        ]
-    if before[1] > 0 and abs(now[0] - before[0]) > jump * before[1]:
-        return [f"the labels' mean went from {before[0]:.4g} to {now[0]:.4g}, where their deviation was {before[1]:.4g}"]
-    return []
+    return found

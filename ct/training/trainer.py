@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,6 @@ def train(
     every_s: float = CHECKPOINT_S,
     every_steps: int = 0,
     hang_s: float = HANG_S,
-    before: Sequence[float] | None = None,
     on_progress: Progress | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Trained:
@@ -73,11 +72,11 @@ def train(
     `on_progress` gets {"epoch", "loss", "steps", "rows", "epochs"} after each epoch, with "stop_loss" where there is `stop`; `on_note`
     what is to be told besides. None of these changes a byte of the result.
 
-    Raises TrainingFailed with the state "invalid" for rows that nothing can be learned from (`before` are the last run's label rates),
-    with "diverged" when the loss is no number or explodes, else "failed"; Unavailable without Ray.
+    Raises TrainingFailed with the state "invalid" for rows that nothing can be learned from, with "diverged" when the loss is no
+    number or explodes, else "failed"; Unavailable without Ray.
     """
     lowest, highest = checked(model, workers, gpu)
-    if faults := data.faults(data.TrainingSet.open(folder)[0], objective, before=before):
+    if faults := data.faults(data.TrainingSet.open(folder)[0], objective):
         raise TrainingFailed("; ".join(faults), "rows to learn from", "look at the data, or at its contract", state="invalid")
     home = storage.resolve() / run
     home.mkdir(parents=True, exist_ok=True)

@@ -93,7 +93,6 @@ def test_numbers_cannot_be_balanced() -> None:
 
 def test_a_good_set_has_no_faults() -> None:
     assert data.faults(rows(), BINARY) == []
-    assert data.faults(rows(), BINARY, before=data.label_rates(rows(), BINARY)) == []
 
 
 def changed(**fields: np.ndarray) -> TrainingSet:
@@ -133,31 +132,3 @@ def test_what_is_wrong_with_a_set_is_said(made: TrainingSet, objective: Objectiv
 
 def test_half_of_the_columns_may_be_dead() -> None:
     assert data.faults(changed(numeric=spoiled(GOOD.numeric, (slice(None), [0, 1]), 0.0)), BINARY) == []
-
-
-def test_a_label_rate_that_jumped_is_said_and_one_that_moved_is_not() -> None:
-    before = data.label_rates(rows(5000, 0.1), BINARY)
-    assert data.faults(rows(5000, 0.2), BINARY, before=before) == []
-    found = data.faults(rows(5000, 0.5), BINARY, before=before)
-    assert [text.split(" went")[0] for text in found] == ["the share of label 0", "the share of label 1"]
-    assert data.faults(rows(5000, 0.5), BINARY, before=before, jump=20.0) == []
-
-
-def test_a_class_that_is_new_is_a_jump_and_a_rare_one_is_not() -> None:
-    label = np.arange(3000) % 2
-    old = data.label_rates(dataclasses.replace(rows(3000), label=label.astype(np.float32)), THREE)
-    many = np.where(np.arange(3000) % 5 == 0, 2, label).astype(np.float32)
-    few = np.where(np.arange(3000) % 100 == 0, 2, label).astype(np.float32)
-    assert any(
-        "label c went from 0 to 0.2" in text
-        for text in data.faults(dataclasses.replace(rows(3000), label=many), THREE, before=old)
-    )
-    assert data.faults(dataclasses.replace(rows(3000), label=few), THREE, before=old) == []
-
-
-def test_a_mean_that_moved_by_many_deviations_is_said() -> None:
-    label = np.random.default_rng(1).normal(10, 2, 1000).astype(np.float32)
-    before = data.label_rates(changed(label=label), NUMBER)
-    assert data.faults(changed(label=label + 3), NUMBER, before=before) == []
-    (said,) = data.faults(changed(label=label + 9), NUMBER, before=before)
-    assert said.startswith("the labels' mean went from 9.891 to 18.89")
