@@ -188,11 +188,15 @@ def weights(place: Place, run: runs.Run, data: Rows) -> Floats | None:
 
 
 def _seen(place: Place, run: runs.Run, data: Rows) -> tuple[Floats | None, dict[str, dict[str, float]]]:
-    """The champion's scores of the rows that train, and how far its slices have drifted since it was trained."""
+    """The champion's scores of the rows that train, and how far its slices have drifted since it was trained; nothing where its features
+    cannot be had any more, of which the gate will speak."""
     if not run.start:
         return None, {}
     champion = predictor(place, files.fetch(place.artifacts, run.start["manifest"]))
-    columns = seen_by(place, champion, data)
+    try:
+        columns = seen_by(place, champion, data)
+    except InvalidPipeline:
+        return None, {}
     before = runs.get(place.journal, place.pipeline.name, run.start["run"])
     moved = _drift(place, before, {name: columns[name] for name in champion.encoder.names}, data) if before else {}
     if Objective.from_json(champion.spec.objective) != place.pipeline.label.objective:

@@ -231,7 +231,11 @@ class _Judging:
                 "give the pipeline another name: another label is another endpoint"
             )
             return None
-        seen = take(seen_by(self.place, champion, self.data), self.mask)
+        try:
+            seen = take(seen_by(self.place, champion, self.data), self.mask)
+        except InvalidPipeline as error:
+            self.faults.append(f"the champion {name} cannot be asked: {error.found}")
+            return None
         return self._version(champion.score_features(seen), champion.threshold, f"the champion {name}")
 
     def _gain(self, metric: str, ours: Answers, theirs: Answers, mask: NDArray[np.bool_] | None = None) -> Gain | None:
@@ -376,7 +380,10 @@ def latency_ms(version: Predictor, columns: Columns) -> float:
 
 
 def seen_by(place: Place, version: Predictor, data: Rows) -> Columns:
-    """All rows' features as a version defines them: a column of the same name may mean something else in the pipeline now."""
+    """All rows' features as a version defines them: a column of the same name may mean something else in the pipeline now.
+
+    Raises InvalidPipeline where they read a table or a column that is no more.
+    """
     line = place.pipeline
     if version.spec.features == tuple(to_spec(feature) for feature in line.features):
         return data.columns

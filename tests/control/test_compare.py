@@ -10,16 +10,19 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
 import ct
-from ct.control import judging, rows
+from ct.control import evolving, judging, rows
 from ct.errors import InvalidPipeline
 from ct.features.declare import to_spec
 from ct.registry import files
 from ct.roles import Feature
 from tests.control import orders, shop
+from tests.loop import project
 
 WORSE = (2.1, -1.0, -3.0)
 """Right by the amount, wrong about one country."""
@@ -247,6 +250,30 @@ def test_a_champion_that_answers_another_question_is_an_error(tmp_path: Path) ->
     report = orders.judged(act, (0.8, 0.9, 0.5))
     assert report.verdict.decision == "error"
     assert "answers another question (binary)" in report.verdict.reasons[0]
+
+
+def test_a_champion_that_reads_a_table_which_is_no_more_is_an_error_not_a_crash(tmp_path: Path) -> None:
+    weather = ct.Table("weather", key="country", time="seen_at", owner="shop")
+    wet = orders.line(features=[ct.latest(weather, "rain", within="60d"), ct.category("country")])
+    act = orders.opened(tmp_path, wet)
+    seen = {
+        "country": ["AT", "DE", "FR"],
+        "seen_at": pa.array([project.START] * 3, pa.timestamp("us", "UTC")),
+        "rain": [1.0, 2.0, 3.0],
+    }
+    pq.write_table(pa.table(seen), tmp_path / "weather.parquet")
+    assert act.ingest("weather", tmp_path / "weather.parquet").kind == "published"
+    orders.registered(act, live=True)
+    act.pipeline = orders.line()
+    act.place = judging.Place(act.pipeline, act.settings, act.journal, act.artifacts)
+    run, data = orders.prepared(act)
+    report = judging.judge(act.place, orders.made(act, data), data)
+    assert report.verdict.decision == "error"
+    assert "the champion v1 cannot be asked" in report.verdict.reasons[0]
+    hard = act.pipeline.replace(weights=[ct.hard()])
+    weights = evolving.weights(judging.Place(hard, act.settings, act.journal, act.artifacts), run, data)
+    assert weights is not None
+    assert (weights == 1).all(), "as without a champion"
 
 
 def test_rows_that_a_version_was_trained_on_do_not_judge_it(tmp_path: Path) -> None:
