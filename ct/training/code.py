@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import sys
 import sysconfig
@@ -15,6 +16,8 @@ from ct.registry.code import Code
 
 if TYPE_CHECKING:
     from ct.training.declare import Torch
+
+_MADE_FROM = "__ct_made_from__"
 
 
 def code_of(model: Any, file: Path | None = None, variable: str = "") -> Code:
@@ -51,6 +54,33 @@ def home_of(pipeline: Any) -> tuple[Path, str] | None:
 def code_digest(model: Torch) -> str:
     """SHA-256 of the archive of the module that defines the model, and of what it imports beside it."""
     return sha256(code_of(model).to_bytes())
+
+
+def remember_modules() -> None:
+    """Note of each of the user's modules in this process, in the module, from which bytes it was made. To be called when it is imported."""
+    for name, module in list(sys.modules.items()):
+        held = getattr(module, "__dict__", {})
+        file, top = held.get("__file__"), name.partition(".")[0]
+        known = (
+            top in ("ct", "__main__") or top in sys.stdlib_module_names or _MADE_FROM in held
+        )  # most are, and asking a disk takes long
+        if not known and file and "-packages" not in file and _users(Path(file).resolve(), name):
+            held[_MADE_FROM] = sha256(Path(file).read_bytes())
+
+
+def forget_changed_modules() -> None:
+    """Where a file of the user's modules is no longer what this process imported, drop them all: the next import reads what is there now.
+
+    For a process that outlives a change of the user's code, and holds nothing of it but these modules.
+    """
+    noted = {
+        name: held for name, module in list(sys.modules.items()) if _MADE_FROM in (held := getattr(module, "__dict__", {}))
+    }
+    files = {Path(held["__file__"]): held[_MADE_FROM] for held in noted.values()}
+    if any(file.is_file() and sha256(file.read_bytes()) != before for file, before in files.items()):
+        for name in noted:
+            del sys.modules[name]
+        importlib.invalidate_caches()
 
 
 def source_folder(model: Any) -> Path:

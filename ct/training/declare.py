@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ct.errors import InvalidPipeline
 from ct.ids import canonical
-from ct.training.code import source_folder
+from ct.training.code import remember_modules, source_folder
 
 if TYPE_CHECKING:
     from ct.training.ensemble import Ensemble
@@ -262,4 +262,6 @@ def unpickled(data: bytes, paths: Sequence[str]) -> Any:
     from ray import cloudpickle
 
     sys.path[:0] = [path for path in paths if path not in sys.path]
-    return cloudpickle.loads(data)
+    found = cloudpickle.loads(data)
+    remember_modules()
+    return found

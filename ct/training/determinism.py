@@ -51,8 +51,9 @@ ENVIRONMENT: Mapping[str, str] = {
     "ATEN_CPU_CAPABILITY": "avx2",
     "ONEDNN_MAX_CPU_ISA": "AVX2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "PYTHONHASHSEED": "0",
 }
-"""Set before torch is imported, in every process that trains."""
+"""Set before torch is imported, in every process that trains; the last because a module may make its layers from a set of names."""
 
 
 def contract(model: Torch, device: str) -> dict[str, Any]:

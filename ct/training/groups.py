@@ -255,6 +255,7 @@ def serve(config: dict[str, Any]) -> None:
     from ray import cloudpickle
 
     from ct.training import determinism, loop
+    from ct.training.code import forget_changed_modules
 
     context = ray.train.get_context()
     rank, desk = context.get_world_rank(), config["desk"]
@@ -262,6 +263,7 @@ def serve(config: dict[str, Any]) -> None:
     number = 0
     while (taken := ray.get(desk.take.remote(rank, number))) is not None:
         number, attempt, job = taken
+        forget_changed_modules()
         try:
             outcome = loop.run(cloudpickle.loads(job), group)
         except Exception as error:

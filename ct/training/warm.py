@@ -95,7 +95,10 @@ def _process(driver: str) -> Any:
         """Runs one function after the other."""
 
         def call(self, function: Callable[..., Any], *args: Any) -> Any:
-            """The function's result."""
+            """The function's result, with the user's modules as they are now."""
+            from ct.training.code import forget_changed_modules
+
+            forget_changed_modules()
             return function(*args)
 
     # Ray Train asks its workers every 0.2 s instead of 2 s, and starts no watcher for preemptions: our loop saves often enough.
