@@ -122,9 +122,9 @@ class Learner:
         if tables:
             before = [buffer.clone() for buffer in self._buffers()]
             self._random(0)
-            numeric, category = (torch.zeros_like(values[:1]).expand(3, -1) for values in (shard.numeric, shard.category))
+            numeric, category = (values.new_zeros(3, values.shape[1]) for values in (shard.numeric, shard.category))
             with self._precision():
-                tables = lookups.kept(tables, self.module, numeric.contiguous(), category.contiguous())
+                tables = lookups.kept(tables, self.module, numeric, category)
             self._put(before)
         self._tables = tables
         sparse = {id(table.embedding.weight) for table in tables}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
@@ -67,16 +66,16 @@ class Aside:
         return float(total[0] / total[1])
 
     def _part(self, module: nn.Module, start: int, stop: int) -> torch.Tensor:
-        """The sums of loss and of weight over some rows, in pieces that do not depend on the worker."""
+        """The sums of loss and of weight over some rows, in pieces that do not depend on the worker, each in fresh memory of torch's own."""
         total = torch.zeros(2, dtype=torch.float64)
         for at in range(start, stop, _CHUNK):
             piece = slice(at, min(at + _CHUNK, stop))
             numeric, category, label = (
-                torch.from_numpy(np.array(values[piece])).to(self._group.device)
+                torch.tensor(values[piece], device=self._group.device)
                 for values in (self._rows.numeric, self._rows.category, self._rows.label)
             )
             held = self._rows.weight
-            weight = torch.ones_like(label) if held is None else torch.from_numpy(np.array(held[piece])).to(label.device)
+            weight = torch.ones_like(label) if held is None else torch.tensor(held[piece], device=label.device)
             with torch.no_grad():
                 raw = module(numeric, category).double()
                 found = losses.loss(self._objective, raw, label.double(), weight.double())

@@ -69,6 +69,22 @@ def test_batch_statistics_are_the_mean_over_the_logical_shards(folder: Path) -> 
     assert made.weights["norm.num_batches_tracked"] == 1
 
 
+def test_a_step_may_have_fewer_rows_than_shards(tmp_path: Path) -> None:
+    numeric = np.random.default_rng(0).normal(size=(100, 3)).astype(np.float32)
+    category = np.arange(100).reshape(100, 1)  # more ids than rows a shard: its table takes the sparse path
+    label = (numeric[:, 0] > 0).astype(np.float32)
+    few = TrainingSet(numeric, category, label, Shape(3, (100,))).save(tmp_path / "few")
+    one, many = (
+        loop.run(
+            job(few, Torch("MLP", epochs=4, batch=1024, shards=shards, lr=0.03, options={"dropout": 0.0})), determinism.Group()
+        )
+        for shards in (1, 128)
+    )
+    losses = [[entry["loss"] for entry in made.history] for made in (one, many)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    assert losses[1][-1] < losses[1][0]
+
+
 def test_a_changed_checkpoint_is_passed_over(folder: Path, tmp_path: Path) -> None:
     model = Torch(Normed, epochs=3, batch=250)
     whole = loop.run(job(folder, model, tmp_path / "points"), determinism.Group())
