@@ -85,16 +85,15 @@ def prepare(place: Place, run: runs.Run, data: Rows, model: Any) -> Sets:
     def saved(mask: NDArray[np.bool_], part: str) -> Path | None:
         return save(place, data, begun.encoder, mask, f"{run.id}-{part}") if mask.any() else None
 
-    weight = row_weights(place, run, data, model)
+    weight = row_weights(place, run, data)
     train = save(place, data, begun.encoder, data.split.train, f"{run.id}-train", weight=weight)
     stack, kept = None, data.split.calibrate
     if _stacked(model):
         first, kept = halves(kept, data.keys)
         stack = saved(first, "stack")
     held = saved(kept, "held")
-    return Sets(
-        train, saved(data.split.stop, "stop"), stack, (held, data.label[kept]) if held else None, begun, weight is not None
-    )
+    weighed = weight is not None or model.balanced
+    return Sets(train, saved(data.split.stop, "stop"), stack, (held, data.label[kept]) if held else None, begun, weighed)
 
 
 def _stacked(model: Any) -> bool:
@@ -140,16 +139,14 @@ def scale(place: Place, data: Rows) -> Calibration:
     return calibration.scale(place.pipeline.label.objective, data.label[data.split.train])
 
 
-def row_weights(place: Place, run: runs.Run, data: Rows, model: Any) -> Floats | None:
-    """How much each training row counts, [rows that train]: the label's own weights, times what the weighers say, times what makes every
-    class count alike where the model is `balanced`. None where every row counts alike."""
+def row_weights(place: Place, run: runs.Run, data: Rows) -> Floats | None:
+    """How much each training row counts, [rows that train]: the label's own weights, times what the weighers say. None where every row
+    counts alike. What `balanced` makes of it is training/data.py's.
+    """
     line, mask = place.pipeline, data.split.train
     found = [data.weight[mask]] if line.label.weight else []
     if (weighed := evolving.weights(place, run, data)) is not None:
         found.append(weighed)
-    if model.balanced and line.label.objective.kind in ("binary", "classes"):
-        _, place_of, counts = np.unique(data.label[mask], return_inverse=True, return_counts=True)
-        found.append((mask.sum() / (len(counts) * counts))[place_of])
     total = np.asarray(np.prod(found, axis=0)) if found else None
     if total is not None and not total.any():
         raise TrainingFailed(

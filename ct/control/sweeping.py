@@ -184,7 +184,7 @@ def _task(act: Actor, run: runs.Run, data: Rows) -> Task:
         return fitting.save(place, part, begun.encoder, mask, f"{run.id}-sweep-{name}", weight=weight)
 
     return Task(
-        train=save(chosen.train, "train", fitting.row_weights(place, run, part, middle)),
+        train=save(chosen.train, "train", fitting.row_weights(place, run, part)),
         judge=save(chosen.judge, "judge"),
         stop=save(chosen.stop, "stop") if chosen.stop.any() else None,
         model=line.model,

@@ -22,6 +22,7 @@ from ct.registry.files import ModelSpec
 from ct.roles import Weighed
 from ct.serving.runtime import Predictor
 from ct.training import trainer
+from ct.training.data import TrainingSet
 from tests.control.late import MODEL, all_late, italian, land, line, opened, serve, with_line
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -145,13 +146,23 @@ def test_weighers_see_the_champions_scores_and_the_drift_of_slices(act: Actor, b
     drifted = evolving.weights(with_line(act, weights=[ct.drifted("country")]), begun, data)
     assert drifted is not None
     np.testing.assert_array_equal(drifted, 1.0)  # nothing but noise between the two shards, within a country
-    both = fitting.row_weights(with_line(act, weights=[ct.recent("5d")]), begun, data, replace(MODEL, balanced=True))
-    assert both is not None
-    assert both[label == 1].sum() == pytest.approx(both[label == 0].sum(), rel=0.1)
-    assert fitting.row_weights(act.place, begun, data, MODEL) is None
+    assert fitting.row_weights(act.place, begun, data) is None
     lonely = with_line(act, weights=[ct.drifted("country")], features=[ct.numeric("amount")])
     with pytest.raises(TrainingFailed, match="segments that are category features too"):
         evolving.weights(lonely, begun, data)
+
+
+def test_a_balanced_model_is_calibrated_as_one_of_weighed_rows_and_balanced_once(
+    act: Actor, begun: runs.Run, data: rows.Rows
+) -> None:
+    place = with_line(act, weights=[ct.recent("5d")])
+    balanced = fitting.prepare(act.place, begun, data, replace(MODEL, balanced=True))
+    plain = fitting.prepare(act.place, begun, data, MODEL)
+    assert (balanced.weighed, plain.weighed) == (True, False)
+    assert TrainingSet.open(balanced.train)[0].weight is None, "the feed balances classes"
+    weighed = TrainingSet.open(fitting.prepare(place, begun, data, replace(MODEL, balanced=True)).train)[0]
+    assert weighed.weight is not None
+    np.testing.assert_allclose(weighed.weight, evolving.weights(place, begun, data), rtol=1e-6)
 
 
 def test_a_weigher_that_fails_fails_the_run_and_says_where(act: Actor, begun: runs.Run, data: rows.Rows) -> None:
