@@ -254,7 +254,11 @@ def test_a_champion_that_answers_another_question_is_an_error(tmp_path: Path) ->
 
 def test_a_champion_that_reads_a_table_which_is_no_more_is_an_error_not_a_crash(tmp_path: Path) -> None:
     weather = ct.Table("weather", key="country", time="seen_at", owner="shop")
-    wet = orders.line(features=[ct.latest(weather, "rain", within="60d"), ct.category("country")])
+    wet = orders.line(
+        tables=[weather],
+        features=[ct.latest(weather, "rain", within="60d"), ct.category("country")],
+        gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.5)]),
+    )
     act = orders.opened(tmp_path, wet)
     seen = {
         "country": ["AT", "DE", "FR"],
@@ -263,7 +267,7 @@ def test_a_champion_that_reads_a_table_which_is_no_more_is_an_error_not_a_crash(
     }
     pq.write_table(pa.table(seen), tmp_path / "weather.parquet")
     assert act.ingest("weather", tmp_path / "weather.parquet").kind == "published"
-    orders.registered(act, live=True)
+    orders.registered(act, (0.0, -0.9, 0.9), live=True)
     act.pipeline = orders.line()
     act.place = judging.Place(act.pipeline, act.settings, act.journal, act.artifacts)
     run, data = orders.prepared(act)
