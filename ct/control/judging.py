@@ -188,11 +188,14 @@ class _Judging:
             return None
 
     def _unseen(self) -> tuple[NDArray[np.bool_], Window]:
-        """The judging rows that no version was trained on: a champion of a shorter holdout, or an old data's version, may know some."""
+        """The judging rows that no version was trained on, nor what it began with: a champion of a shorter holdout may know some."""
         split, start = self.data.split, self.data.split.window.start
-        for version in (self.model, self.champion):
-            until = _trained_until(self.place, version) if version is not None else 0
-            if version is not None and until > start:
+        for version in (self.champion, self.model):
+            if version is None:
+                continue
+            run = str(version.spec.lineage.get("run", ""))
+            until = runs.trained_until(self.place.journal, self.place.pipeline.name, run)
+            if until > start:
                 start = until
                 self.warnings.append(f"rows before {_day(until)} are left out: {version.version} was trained on such")
         mask = split.judge & (self.data.times >= start)
@@ -346,12 +349,6 @@ class _Judging:
         part = take(self.features, mask)
         encoder = self.model.encoder
         return Encoded(encoder.numeric(part), encoder.category(part), self.data.label[mask], self.data.weight[mask])
-
-
-def _trained_until(place: Place, version: Predictor) -> int:
-    """The event time (microseconds) before which a version's training rows lie, 0 where nothing is recorded."""
-    run = runs.get(place.journal, place.pipeline.name, str(version.spec.lineage.get("run", "")))
-    return int(run.facts.get("trained_until", 0)) if run is not None else 0
 
 
 def _day(us: int) -> str:

@@ -70,6 +70,19 @@ def get(journal: Journal, pipeline: str, run: str) -> Run | None:
     return next((known for known in all_runs(journal, pipeline) if known.id == run), None)
 
 
+def trained_until(journal: Journal, pipeline: str, run: str) -> int:
+    """The event time (microseconds) before which all rows lie that a run's weights know: its own training rows, and those of the weights
+    it began with. 0 where nothing is recorded. A run that has no facts yet may have begun with its champion's weights.
+    """
+    known, until, at = {found.id: found for found in all_runs(journal, pipeline)}, 0, run
+    while at in known:
+        found = known.pop(at)
+        until = max(until, int(found.facts.get("trained_until", 0)))
+        warm = bool(found.facts.get("start", {}).get("warm")) or not found.facts
+        at = str(found.start.get("run", "")) if warm else ""
+    return until
+
+
 def start(journal: Journal, pipeline: str, *, cause: str, inputs: Mapping[str, Any]) -> Run:
     """Record a new run with its frozen inputs: shards, snapshots, until, params, seed, code, pipeline (fingerprint), and start, seeds
     and accepts where they say something."""

@@ -110,8 +110,8 @@ def sweep(act: Actor, chosen: Any, *, parallel: int, on_step: Step = _silent, on
     home = act.settings.home / "sweeps" / run.id
     home.mkdir(parents=True, exist_ok=True)
     with leases.held(act.journal, runs.lease(line.name, run.id)) as lease:
-        data = rows(act.place, run, on_step=on_step)
         try:
+            data = rows(act.place, run, on_step=on_step)
             task = _task(act, run, data)
             ledger = _tried(act, run, known, chosen, task, lease, parallel=parallel, on_step=on_step, on_trials=on_trials)
             winner = ledger.winner()
@@ -170,15 +170,20 @@ def _tried(
 
 
 def _task(act: Actor, run: runs.Run, data: Rows) -> Task:
-    """The rows that trials share, encoded and weighed once by what is known from those that train them."""
+    """The rows that trials share, encoded and weighed once by what is known from those that train them.
+
+    Trials begin with the champion's weights only where it knows none of the rows that judge them: else whoever learns least would win.
+    """
     line, place = act.pipeline, act.place
     evolving.check_labels(place, run, data)
-    chosen = tuning(data.split, data.times, data.known_at, data.label, objective=line.label.objective)
+    known = runs.trained_until(act.journal, line.name, str(run.start.get("run", ""))) if line.model.start == "champion" else 0
+    chosen = tuning(data.split, data.times, data.known_at, data.label, objective=line.label.objective, after=known)
     part = replace(data, split=replace(data.split, train=chosen.train, judge=chosen.judge, stop=chosen.stop))
     middle = line.model.resolved({})
     begun = evolving.begin(place, run, middle, Encoder.fit(take(data.columns, chosen.train), line.outputs))
     # Another width could not begin with the champion's weights.
     alike = not any(name.startswith("options.") for name in line.model.searches())
+    unseen = bool(data.times[chosen.judge].min() >= known)
 
     def save(mask: Any, name: str, weight: Any = None) -> Path:
         return fitting.save(place, part, begun.encoder, mask, f"{run.id}-sweep-{name}", weight=weight)
@@ -189,7 +194,7 @@ def _task(act: Actor, run: runs.Run, data: Rows) -> Task:
         stop=save(chosen.stop, "stop") if chosen.stop.any() else None,
         model=line.model,
         objective=line.label.objective,
-        start=(begun.weights[0] or {}) if alike else {},
+        start=(begun.weights[0] or {}) if alike and unseen else {},
         gpu=act.gpu(),
     )
 

@@ -31,14 +31,18 @@ def tuning(
     objective: Objective = BINARY,
     share: float = SHARE,
     minimum: int = 100,
+    after: int = 0,
 ) -> Tuning:
     """The newest `share` of the rows that train judges a sweep's trials, as the gate judges by what is newer still.
 
-    A row whose label became known only inside that share's time neither trains nor stops (embargo).
+    With `after`, only those from that time (microseconds) on, where there are enough of them. A row whose label became known only inside that share's time neither trains nor stops (embargo).
     Raises TrainingFailed when either side has fewer than `minimum` rows or labels that are all alike.
     """
     known = np.sort(times[split.train])
     start = known[int(len(known) * (1 - share))]
+    late = split.train & (times >= max(start, after))
+    if late.sum() >= minimum and label[late].min() < label[late].max():
+        start = max(start, after)
     older = (times < start) & (known_at < start)
     train, judge = split.train & older, split.train & (times >= start)
     for mask, what in ((train, "to train trials on"), (judge, "to judge trials on")):

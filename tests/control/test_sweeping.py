@@ -28,6 +28,7 @@ from ct.training.declare import Search
 from ct.training.ledger import Trial
 from ct.training.search import Asha
 from ct.training.sweep import settled
+from tests.control.late import serve
 from tests.loop import project
 
 NAME = "late-orders"
@@ -124,6 +125,45 @@ def test_trials_are_judged_by_rows_that_the_gate_never_sees(tmp_path: Path) -> N
     few = dataclasses.replace(data.split, train=data.split.train & (data.times < data.times.min() + 3_600_000_000))
     with pytest.raises(TrainingFailed, match=r"to (judge|train) trials on"):
         tuning(few, data.times, data.known_at, data.label)
+
+
+def test_trials_are_judged_by_rows_that_the_champion_they_begin_with_never_saw(tmp_path: Path) -> None:
+    act = opened(landed(tmp_path / "shop"))
+    data = rows(act.place, act.start_run("by hand"), on_step=lambda _: None)
+    whole = tuning(data.split, data.times, data.known_at, data.label)
+    middle = int(sorted(data.times[whole.judge])[150])
+    newer = tuning(data.split, data.times, data.known_at, data.label, after=middle)
+    assert data.times[newer.judge].min() >= middle
+    assert newer.judge.sum() < whole.judge.sum()
+    assert newer.train.sum() > whole.train.sum()
+    last = int(data.times[whole.judge].max())
+    assert (tuning(data.split, data.times, data.known_at, data.label, after=last).judge == whole.judge).all(), (
+        "too few are newer"
+    )
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_trials_begin_from_scratch_where_the_champion_knows_what_judges_them(tmp_path: Path) -> None:
+    act = opened(landed(tmp_path / "shop"))
+    act.pipeline = act.pipeline.replace(model=dataclasses.replace(act.pipeline.model, start="champion"))
+    act.place = dataclasses.replace(act.place, pipeline=act.pipeline)
+    first = act.train(act.start_run("first"))
+    serve(act, first)
+    again = act.start_run("again")
+    data = rows(act.place, again, on_step=lambda _: None)
+    assert sweeping._task(act, again, data).start == {}, "no data came since: every row is known"
+    assert act.ingest("orders", project.shard_path(act.settings.root, 1)).kind == "published"
+    later = act.start_run("later")
+    data = rows(act.place, later, on_step=lambda _: None)
+    assert sweeping._task(act, later, data).start, "the newest fifth came after"
+
+
+def test_a_sweep_of_too_few_rows_is_recorded_as_invalid(tmp_path: Path) -> None:
+    act = opened(landed(tmp_path / "shop"), holdout="10d")
+    with pytest.raises(TrainingFailed, match="to train on"):
+        act.sweep(sweeping.chooser(act.pipeline), parallel=1)
+    (run,) = runs.all_runs(act.journal, NAME)
+    assert (run.outcome, run.state) == ("failed", "invalid")
 
 
 def test_what_was_left_is_left_and_a_sweep_under_way_is_not(tmp_path: Path) -> None:
