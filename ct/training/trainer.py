@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,35 +78,62 @@ def train(
     lowest, highest = checked(model, workers, gpu)
     if faults := data.faults(data.TrainingSet.open(folder)[0], objective):
         raise TrainingFailed("; ".join(faults), "rows to learn from", "look at the data, or at its contract", state="invalid")
-    home = storage.resolve() / run
-    home.mkdir(parents=True, exist_ok=True)
-    progress, beats, notes = home / "progress.jsonl", home / "beats", []
-    progress.unlink(missing_ok=True)
-    shutil.rmtree(beats, ignore_errors=True)
-
-    def note(text: str) -> None:
-        notes.append(text)
-        (on_note or logging.getLogger("ct.training").warning)(text)
-
-    def line(said: Mapping[str, Any]) -> None:
-        if "note" in said:
-            (on_note or logging.getLogger("ct.training").info)(str(said["note"]))
-        elif "epoch" in said and on_progress:
-            on_progress(said)
-
+    told = _Told.begun(storage.resolve() / run, on_progress, on_note)
     if model.patience and stop is None:
-        note("patience has no rows to look at: all epochs are trained")
+        told.note("patience has no rows to look at: all epochs are trained")
     job = replace(
         job_of(folder, model, objective, stop=stop, start=start),
-        checkpoints=str(home / "checkpoints") if checkpoints else "",
-        progress=str(progress),
+        checkpoints=str(told.home / "checkpoints") if checkpoints else "",
+        progress=str(told.progress),
         every_s=every_s,
         every_steps=every_steps,
-        beats=str(beats),
+        beats=str(told.beats),
     )
     count: Workers = highest if lowest == highest and not isinstance(workers, tuple) else (lowest, highest)
-    watch = Watch(beats, hang_s, note)
-    outcome = warm.call(_fit, job, count, gpu, progress=progress, on_progress=line, watch=watch.look)
+    watch = Watch(told.beats, hang_s, told.note)
+    outcome = warm.call(_fit, job, count, gpu, progress=told.progress, on_progress=told.line, watch=watch.look)
+    return _trained(outcome, told.notes)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What is told of a run while it goes on, and the files in its folder by which it is."""
+
+    home: Path
+    on_progress: Progress | None
+    on_note: Callable[[str], None] | None
+    notes: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def begun(home: Path, on_progress: Progress | None, on_note: Callable[[str], None] | None) -> _Told:
+        """Nothing yet: what an earlier attempt told is gone."""
+        told = _Told(home, on_progress, on_note)
+        home.mkdir(parents=True, exist_ok=True)
+        told.progress.unlink(missing_ok=True)
+        shutil.rmtree(told.beats, ignore_errors=True)
+        return told
+
+    @property
+    def progress(self) -> Path:
+        return self.home / "progress.jsonl"
+
+    @property
+    def beats(self) -> Path:
+        return self.home / "beats"
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+        (self.on_note or logging.getLogger("ct.training").warning)(text)
+
+    def line(self, said: Mapping[str, Any]) -> None:
+        if "note" in said:
+            (self.on_note or logging.getLogger("ct.training").info)(str(said["note"]))
+        elif "epoch" in said and self.on_progress:
+            self.on_progress(said)
+
+
+def _trained(outcome: Any, notes: list[str]) -> Trained:
+    """The outcome of a loop for who asked. Raises TrainingFailed for a run that diverged."""
     if outcome.fault:
         raise TrainingFailed(
             f"the run diverged at step {outcome.diverged_at}: {outcome.fault}",
@@ -114,9 +141,9 @@ def train(
             "lower lr, set clip, or look for odd values",
             state="diverged",
         )
+    digest = checkpoint.digest(outcome.weights)
     told = (*notes, *outcome.notes)
-    weights = outcome.weights
-    return Trained(weights, checkpoint.digest(weights), outcome.contract, outcome.history, outcome.resumed, outcome.best, told)
+    return Trained(outcome.weights, digest, outcome.contract, outcome.history, outcome.resumed, outcome.best, told)
 
 
 def checked(model: Torch, workers: Workers, gpu: bool) -> tuple[int, int]:
