@@ -46,6 +46,24 @@ def test_a_runs_life(tmp_path: Path) -> None:
     assert runs.all_runs(book, "p")[1].facts == {"weights": "w"}
 
 
+def test_weights_know_the_rows_of_those_they_began_with(tmp_path: Path) -> None:
+    book = journal(tmp_path)
+
+    def ended(until: int, start: dict[str, Any], warm: int) -> str:
+        run = runs.start(book, "p", cause="rows", inputs={**INPUTS, "start": start})
+        facts = {"trained_until": until, "start": {"warm": warm}}
+        runs.registered(book, "p", run.id, version="v", facts=facts)
+        return run.id
+
+    first = ended(900, {}, 0)
+    second = ended(500, {"run": first}, 1)
+    third = ended(600, {"run": second}, 2)
+    scratch = ended(400, {"run": third}, 0)
+    begun = runs.start(book, "p", cause="rows", inputs={**INPUTS, "start": {"run": third}})
+    found = [runs.trained_until(book, "p", run) for run in (first, second, third, scratch, begun.id, "nobody")]
+    assert found == [900, 900, 900, 400, 900, 0]
+
+
 @pytest.fixture
 def act(tmp_path: Path, ray_local: None) -> Iterator[Actor]:
     made = shop.opened(tmp_path)
