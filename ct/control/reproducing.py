@@ -30,6 +30,7 @@ from ct.registry import files, versions
 from ct.registry.code import Code
 from ct.store.files import digest
 from ct.store.journal import New
+from ct.store.signing import without_key
 
 IDENTICAL, WITHIN, DIVERGED = "identical", "within tolerance", "diverged"
 TOLERANCE = 0.01
@@ -204,7 +205,8 @@ def _made_again(
         folders = code.write(scratch / "code")
         told = {
             "settings": place.settings.model_dump(mode="json")
-            | {"state": str(scratch / "state"), "storage": "", "database_url": place.settings.database},
+            | {"state": str(scratch / "state"), "storage": "", "database_url": place.settings.database}
+            | {"trusted_keys": list(place.artifacts.keys.counted())},
             "artifacts": place.settings.place("artifacts"),
             "pipeline": f"{scratch / 'code' / code.main}:{code.variable}",
             "run": run.id,
@@ -229,7 +231,12 @@ def _child(told: Mapping[str, Any], folders: tuple[Path, ...]) -> None:
     paths = os.pathsep.join([*map(str, folders), home, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-P", "-c", "from ct.control.reproducing import main; main()"]
     done = subprocess.run(
-        command, input=json.dumps(told), env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False
+        command,
+        input=json.dumps(told),
+        env=without_key(os.environ) | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = (done.stderr.strip().splitlines() or ["it said nothing"])[-1][:300]

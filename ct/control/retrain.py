@@ -85,6 +85,7 @@ def carry_out(
             raise TrainingFailed(now.error, "a run that is not over", "start a new one", state=now.state)
         try:
             _same_code(place, run)
+            place.artifacts.keys.ready()
             registered, facts = _carried(place, run, lease, workers, gpu, on_step, data, model)
         except TrainingFailed as error:
             runs.failed(place.journal, line.name, run.id, error=str(error), state=error.state, guard=lease)

@@ -27,6 +27,7 @@ from typing import Any
 from ct.errors import Unavailable
 from ct.ids import sha256
 from ct.settings import Settings
+from ct.store.signing import without_key
 
 OBJECT_STORE_BYTES = 400_000_000
 _START_SECONDS = 60.0
@@ -136,7 +137,10 @@ def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
         ),
         *(f"--object-store-memory={OBJECT_STORE_BYTES}", f"--temp-dir={folder / 'ray'}", "--disable-usage-stats"),
     ]
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env = dict(os.environ)
+    env.pop("RAY_ADDRESS", None)
+    if settings.trusted_keys:  # without them it is the private key that says whose models count
+        env = without_key(env)
     env |= environment(folder) | _token_environment(settings)
     with (folder / "head.log").open("wb") as log:
         child = subprocess.Popen(

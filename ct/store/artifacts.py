@@ -84,9 +84,11 @@ class Artifacts:
 
     def get_signed(self, digest: str) -> dict[str, bytes]:
         """As `get_set`, after the signature was verified. Raises Untrusted, NotFound, Unavailable or Corrupt."""
-        if not self._files.exists(_name(digest)):
-            return self.get_set(digest)  # which says that it is not there
-        self.signed_by(digest)
+        try:
+            self.signed_by(digest)
+        except Untrusted:
+            self.get(digest)  # what is not there, or is other bytes, is said to be that
+            raise
         return self.get_set(digest)
 
 

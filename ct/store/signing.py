@@ -7,7 +7,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class Keys:
         private = self._private()
         made = private.sign(DOMAIN + digest.encode())
         return canonical({"key": public(private), "signature": base64.b64encode(made).decode()}).encode()
+
+    def ready(self) -> None:
+        """Could `sign` sign now? To be asked before long work whose end it is. Raises what it would."""
+        self._private()
 
     def verify(self, digest: str, signatures: Sequence[bytes]) -> str:
         """The id of the trusted key that signed `digest`. Raises Untrusted when none of the signatures is one."""
@@ -87,6 +91,11 @@ class Keys:
         return found
 
 
+def without_key(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without the private key, for processes that sign nothing."""
+    return {name: value for name, value in environ.items() if name != VARIABLE}
+
+
 def folder() -> Path:
     """Where this user's keys lie: $XDG_CONFIG_HOME/ct/keys, ~/.config/ct/keys by default."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config").absolute() / "ct" / "keys"
@@ -100,15 +109,22 @@ def make(name: str = "") -> str:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     place = folder()
-    place.mkdir(mode=0o700, parents=True, exist_ok=True)
     fresh = Ed25519PrivateKey.generate()
     private = place / (name or key_id(public(fresh)))
-    if not private.is_file():
-        _write_once(private, base64.b64encode(fresh.private_bytes_raw()).decode() + "\n")
-    key = public(_stored(private.name))  # who came first has made it
     told = private.with_name(f"{private.name}.pub")
-    if not told.is_file():
-        _write_once(told, key + "\n")
+    try:
+        place.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not private.is_file():
+            _write_once(private, base64.b64encode(fresh.private_bytes_raw()).decode() + "\n")
+        key = public(_stored(private.name))  # who came first has made it
+        if not told.is_file():
+            _write_once(told, key + "\n")
+    except OSError as error:
+        raise Untrusted(
+            f"no key can be kept in {place}: {error.strerror}",
+            "a folder that this user can write",
+            f"set {VARIABLE}, or XDG_CONFIG_HOME to another folder",
+        ) from error
     return key
 
 
@@ -142,9 +158,13 @@ def _given() -> Any:
     found = _parsed(said)
     if found is not None:
         return found
-    file = Path(said).expanduser()
-    if not file.is_file():  # what it holds may be half a key, so it is not shown
-        raise Untrusted(f"{VARIABLE} is neither a private key nor a file", "one of both", "mend the variable")
+    try:
+        file = Path(said).expanduser()
+        there = file.is_file()
+    except (OSError, RuntimeError):  # such as a name too long for a file's
+        there = False
+    if not there:  # what it holds may be half a key, so it is not shown
+        raise Untrusted(f"{VARIABLE} is neither a private key nor a file", "one of both", "mend the variable") from None
     return _from_file(file)
 
 
@@ -157,7 +177,14 @@ def _from_file(file: Path) -> Any:
         raise Conflict(
             f"others can read the private key {file}", "mode 0600", f"chmod 600 {file}; if it was seen, make another one"
         )
-    found = _parsed(file.read_text(encoding="utf-8").strip())
+    try:
+        found = _parsed(file.read_bytes().decode(errors="replace").strip())
+    except OSError as error:
+        raise Untrusted(
+            f"the private key {file} cannot be read: {error.strerror}",
+            "a file of this user",
+            f"see its owner, or set {VARIABLE}",
+        ) from error
     if found is None:
         raise Untrusted(f"{file} holds no private key", "32 bytes in base64", "restore it, or make another one with `ct init`")
     return found

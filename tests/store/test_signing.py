@@ -166,3 +166,27 @@ def test_an_object_store_keeps_signatures_too(s3: S3) -> None:
     assert artifacts.get_signed(digest) == FILES
     with pytest.raises(NotFound):
         artifacts.get_signed("0" * 64)
+
+
+@pytest.mark.parametrize("said", ["k" * 5000, "~nobody-of-that-name/key"])
+def test_a_variable_that_can_be_no_file_is_told_without_it(said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(signing.VARIABLE, said)
+    with pytest.raises(Untrusted, match="neither a private key nor a file") as caught:
+        Keys().ready()
+    assert said not in str(caught.value)
+
+
+def test_a_file_that_holds_something_else_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "raw"
+    file.write_bytes(b"\xff\xfe" * 16)
+    file.chmod(0o600)
+    monkeypatch.setenv(signing.VARIABLE, str(file))
+    with pytest.raises(Untrusted, match="holds no private key"):
+        Keys().ready()
+
+
+def test_a_home_that_keeps_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "file"))
+    with pytest.raises(Untrusted, match="no key can be kept in"):
+        Keys().ready()
