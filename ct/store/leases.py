@@ -183,9 +183,15 @@ def _said(holder: str) -> str:
 
 @cache
 def _boot() -> str:
-    """Names this start of this machine; empty where it does not say."""
-    file = Path("/proc/sys/kernel/random/boot_id")
-    return file.read_text().strip() if file.is_file() else ""
+    """Names this start of this machine, and among whose processes this one counts; empty where it does not say.
+
+    Containers share the machine's start, and often its name, but not the numbers of processes.
+    """
+    file, space = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    try:
+        return f"{file.read_text().strip()} {space.readlink()}"
+    except OSError:
+        return ""
 
 
 def _born(pid: int) -> str:

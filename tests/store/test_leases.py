@@ -157,3 +157,13 @@ def test_a_clock_that_jumps_changes_nothing(
     monkeypatch.setattr(time, "time", lambda: now() + 86_400)
     with pytest.raises(leases.Held), leases.held(journal, "work", ttl=60):
         pass
+
+
+def test_a_process_of_another_container_is_not_taken_for_dead(journal: Journal) -> None:
+    """Containers may share the machine's name and its start; a process number of one says nothing in the other."""
+    with leases.held(journal, "work", beat=0.1):
+        other = leases._me().replace("pid:[", "pid:[9").replace(f'"{leases._born(os.getpid())}"', '"1"')
+        with journal.writing() as connection:
+            connection.execute(sa.text("UPDATE ct_leases SET holder = :holder"), {"holder": other})
+        with pytest.raises(leases.Held):
+            leases.take(journal, "work", ttl=60)
