@@ -69,6 +69,8 @@ class Code:
                 entries = archive.infolist()
                 if sum(entry.file_size for entry in entries) > MOST_BYTES + 4096:
                     raise ValueError("too large")
+                if any(entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1 for entry in entries):
+                    raise ValueError("compressed or encrypted")
                 files = {entry.filename: archive.read(entry) for entry in entries}
             about = json.loads(files.pop(_ABOUT))
             found = Code(files, str(about["main"]), str(about["variable"]))

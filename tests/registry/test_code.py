@@ -165,3 +165,12 @@ def test_a_link_that_leads_out_of_the_folder_is_left_out(tmp_path: Path) -> None
     (file.parent / "linked.py").symlink_to(tmp_path / "outside.py")
     file.write_text(PIPELINE + "import linked\n")
     assert "0/linked.py" not in Code.from_bytes(archive(file)).files
+
+
+def test_nothing_compressed_is_unpacked() -> None:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("0/a.py", b"x = 1\n" * 1000)
+        archive.writestr("code.json", b'{"format": 1, "main": "0/a.py", "variable": "pipeline"}')
+    with pytest.raises(Corrupt, match="compressed"):
+        Code.from_bytes(target.getvalue())
