@@ -92,7 +92,7 @@ def start(journal: Journal, pipeline: str, *, cause: str, inputs: Mapping[str, A
     sources = [f"shard/{table}/{digest}" for table, digests in inputs["shards"].items() for digest in digests]
     data = {"run": key, "cause": cause, **inputs, "makes": f"run/{pipeline}/{key}", "from": sources}
     journal.append(stream(pipeline), [New("RunStarted", data)], expected=position)
-    return all_runs(journal, pipeline)[-1]
+    return next(run for run in all_runs(journal, pipeline) if run.id == key)  # another one may have begun its own meanwhile
 
 
 def registered(

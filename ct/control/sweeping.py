@@ -110,6 +110,8 @@ def sweep(act: Actor, chosen: Any, *, parallel: int, on_step: Step = _silent, on
     home = act.settings.home / "sweeps" / run.id
     home.mkdir(parents=True, exist_ok=True)
     with leases.held(act.journal, runs.lease(line.name, run.id)) as lease:
+        # Who held it until now may have gone on with it since it was read.
+        known = next(found for found in sweeps.all_sweeps(act.journal, line.name) if found.run == run.id)
         try:
             data = rows(act.place, run, on_step=on_step)
             task = _task(act, run, data)

@@ -45,7 +45,7 @@ def all_sweeps(journal: Journal, pipeline: str) -> tuple[Sweep, ...]:
     for event in journal.read(stream(pipeline)):
         data = event.data
         seen = found.get(data["run"])
-        if event.type == "SweepStarted":
+        if event.type == "SweepStarted" and seen is None:  # two that begin it at once begin one
             found[data["run"]] = Sweep(data["run"], data["asked"])
         elif seen and event.type == "TrialReached" and data["key"] not in seen.known:
             known = {**seen.known, data["key"]: Reached(data["trial"]["loss"], data["trial"]["error"])}
