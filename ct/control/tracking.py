@@ -17,11 +17,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ct.control import sweeps
 from ct.control.place import Place
 from ct.control.runs import Run
 from ct.errors import CtError
 from ct.monitoring.alerts import Alert, send
 from ct.registry.versions import Version
+from ct.store.signing import without_key
 
 SECONDS = 60
 """After so long it is ended, wherever it is."""
@@ -49,7 +51,7 @@ def tell(place: Place, run: Run, version: Version, facts: Mapping[str, Any]) -> 
                 stdin=file,
                 stdout=log,
                 stderr=log,
-                env={"WANDB_MODE": "offline", **os.environ, "WANDB_DIR": str(folder), "WANDB_SILENT": "true"},
+                env={"WANDB_MODE": "offline", **without_key(os.environ), "WANDB_DIR": str(folder), "WANDB_SILENT": "true"},
                 start_new_session=True,
             )
         waiting = threading.Thread(target=_wait, args=(place, child, version.name), name="tracking", daemon=True)
@@ -81,7 +83,7 @@ def _note(place: Place, version: str, what: str) -> None:
 
 
 def _told(place: Place, run: Run, version: Version, facts: Mapping[str, Any]) -> dict[str, Any]:
-    tried = [event.data for event in place.journal.read(f"sweep/{place.pipeline.name}") if event.data.get("run") == run.id]
+    swept = [found for found in sweeps.all_sweeps(place.journal, place.pipeline.name) if found.run == run.id]
     return {
         "project": place.pipeline.name,
         "name": version.name,
@@ -100,7 +102,7 @@ def _told(place: Place, run: Run, version: Version, facts: Mapping[str, Any]) ->
         "verdict": version.verdict,
         "reasons": list(version.reasons),
         "segments": facts.get("report", {}).get("segments", {}),
-        "trials": [trial for trial in tried if "metric" in trial],
+        "trials": [trial.to_json() for found in swept for trial in found.trials if trial.loss is not None],
     }
 
 
@@ -133,8 +135,10 @@ def write(told: Mapping[str, Any], folder: Path) -> None:
     if rows:
         tables["segments"] = wandb.Table(columns=["segment", "value", "metric", "number"], data=rows)
     if told["trials"]:
-        data: list[Any] = [[json.dumps(trial.get("params", {})), float(trial["metric"])] for trial in told["trials"]]
-        tables["trials"] = wandb.Table(columns=["settings", "metric"], data=data)
+        data: list[Any] = [
+            [json.dumps(trial["now"]), trial["epochs"], trial["loss"], trial["state"]] for trial in told["trials"]
+        ]
+        tables["trials"] = wandb.Table(columns=["settings", "epochs", "loss", "state"], data=data)
     made.log(tables)
     made.summary.update({**metrics, "verdict": told["verdict"], "reasons": told["reasons"]})
     made.finish(exit_code=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from ct.control import runs, tracking
+from ct.control import runs, sweeps, tracking
 from ct.control.place import Place
 from ct.registry.versions import Version
 from ct.settings import load
 from ct.store.artifacts import Artifacts
-from ct.store.journal import Journal, New
+from ct.store.journal import Journal
+from ct.training.search import Leg, Reached
 from tests.control import shop
 
 FACTS: dict[str, Any] = {
@@ -49,7 +51,9 @@ def alerts(place: Place) -> list[tuple[str, str]]:
 
 def test_a_training_becomes_one_offline_run(place: Place) -> None:
     run = run_of(place)
-    place.journal.append("sweep/late-sales", [New("TrialFinished", {"run": run.id, "params": {"lr": 0.1}, "metric": 0.6})])
+    sweeps.start(place.journal, "late-sales", run.id, asked={})
+    leg = Leg(1, {"lr": 0.125}, 3)
+    sweeps.reached(place.journal, "late-sales", run.id, leg, Reached(0.6), whole=True, best=1)
     waiting = tracking.tell(place, run, VERSION, FACTS)
     assert waiting is not None
     waiting.join()
@@ -60,6 +64,8 @@ def test_a_training_becomes_one_offline_run(place: Place) -> None:
         assert text in written
     tables = sorted(path.name.split("_")[0] for path in (place.settings.home / "wandb").glob("**/media/table/*.json"))
     assert tables == ["metrics", "segments", "trials"]
+    (trials,) = (place.settings.home / "wandb").glob("**/media/table/trials*.json")
+    assert json.loads(trials.read_text())["data"] == [['{"lr": 0.125}', 3, 0.6, "finished"]]
 
 
 @pytest.mark.parametrize(
@@ -96,3 +102,15 @@ def test_off_is_off(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     assert tracking.tell(place, run_of(place), VERSION, FACTS) is None
     assert not (place.settings.home / "wandb").exists()
+
+
+def test_it_sees_no_private_key(place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "wandb.py").write_text(
+        "import os\nprint('key', os.environ.get('CT_SIGNING_KEY'), flush=True)\nraise SystemExit(3)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("CT_SIGNING_KEY", "not-for-it")
+    waiting = tracking.tell(place, run_of(place), VERSION, FACTS)
+    assert waiting is not None
+    waiting.join()
+    assert "key None" in (place.settings.home / "wandb" / tracking.LOG).read_text()
