@@ -11,7 +11,7 @@ from ct.objectives import PLAIN, Objective
 Floats = NDArray[np.float64]
 LOSS = {"binary": "log_loss", "classes": "log_loss", "number": "mse", "quantiles": "pinball"}
 """The metric whose mean is the loss of each objective."""
-_RIDGE = 1e-3
+_RIDGE, _VARIANCE = 1e-3, 5.0
 
 
 def fit(objective: Objective, raw: Floats, label: Floats) -> tuple[Floats, Floats]:
@@ -19,7 +19,8 @@ def fit(objective: Objective, raw: Floats, label: Floats) -> tuple[Floats, Float
 
     `raw` [n, m] or [n, m, k] are the members' raw outputs, `label` [n] as the members learned it. Weights below 0 are not allowed, which
     is what makes stacking steady (Breiman, "Stacked regressions", 1996); a small ridge draws them to equal ones, so that members that
-    say the same share their weight. Rounded to 6 digits: the last bits of an optimizer are nobody's.
+    say the same share their weight, and intercepts have a wide normal prior (variance 5), so that a class that no row has becomes rare, not
+    impossible. Rounded to 6 digits: the last bits of an optimizer are nobody's.
     """
     from scipy.optimize import minimize
 
@@ -30,7 +31,8 @@ def fit(objective: Objective, raw: Floats, label: Floats) -> tuple[Floats, Float
         mixed = np.einsum("nmk,m->nk", wide, found[:members]) + found[members:]
         scores = PLAIN.scores(objective, mixed if objective.outputs > 1 else mixed[:, 0])
         told = row_losses(objective, LOSS[objective.kind], scores, label).mean()
-        return float(told + _RIDGE * members * np.square(found[:members] - 1 / members).sum())
+        drawn = _RIDGE * members * np.square(found[:members] - 1 / members).sum()
+        return float(told + drawn + np.square(found[members:]).sum() / (2 * _VARIANCE * len(label)))
 
     first = np.concatenate([np.full(members, 1 / members), np.zeros(outputs)])
     bounds = [(0.0, None)] * members + [(None, None)] * outputs

@@ -152,6 +152,19 @@ def test_equal_members_share_their_weight() -> None:
 
 
 @pytest.mark.usefixtures("ray_local")
+@pytest.mark.parametrize("objective", [BINARY, Objective("classes", ("a", "b", "c"))])
+def test_a_class_that_no_stacked_row_has_becomes_rare_not_impossible(objective: Objective) -> None:
+    random = np.random.default_rng(2)
+    shape = (30, 2) if objective.outputs == 1 else (30, 2, 3)
+    label = np.zeros(30) if objective.outputs == 1 else (np.arange(30) % 2).astype(float)
+    weight, bias = stacking.fit(objective, random.normal(size=shape), label)
+    assert np.ptp([0.0, *bias]) < 5
+    many = random.normal(size=(20_000, 2))
+    label = (random.random(20_000) < 1 / (1 + np.exp(-(many.mean(axis=1) - 4.0)))).astype(float)
+    assert stacking.fit(BINARY, many, label)[1][0] == pytest.approx(-4.0, abs=0.2), "many rows are believed"
+    assert (weight >= 0).all()
+
+
 def test_a_member_begins_with_the_weights_of_its_number(tmp_path: Path) -> None:
     model = ct.Ensemble(SMALL, of=2)
     made = untrained(model, BINARY)
