@@ -44,7 +44,7 @@ def _answer(answer: Answer) -> None:
     output.line(f"{answer.version} ({answer.run}): {answer.outcome}, in {answer.seconds:.0f} s")
     for title, found in (("inputs that differ", answer.differs), ("numeric contract", answer.contract)):
         if found:
-            output.table(title, ("what", "recorded", "now"), ((d.what, d.recorded[:24], d.found[:24]) for d in found))
+            output.table(title, ("what", "recorded", "now"), ((d.what, d.recorded[:24], d.found[:40]) for d in found))
     if answer.gaps and answer.outcome != "identical":
         output.table("largest differences", ("of", "by"), ((name, f"{gap:.2e}") for name, gap in answer.gaps.items()))
     if answer.files:

@@ -153,16 +153,19 @@ def _record(place: Place, known: versions.Version, answer: Answer) -> None:
 
 
 def _shards(place: Place, run: runs.Run) -> list[Difference]:
-    """The shards that are gone, have lost rows to an erasure, or whose stored bytes have changed."""
+    """The shards that are gone, have lost rows since the run began, or whose stored bytes have changed."""
+    started = place.journal.read(runs.stream(place.pipeline.name), types=["RunStarted"])
+    began = next(event.seq for event in started if event.data["run"] == run.id)
     found = []
     for table, digests in run.shards.items():
+        before = {shard.sha256: shard for shard in catalog.arrived(place.journal, table, until=began)}
         there = {shard.sha256: shard for shard in catalog.resolve(place.journal, table, digests)}
         for name in digests:
             shard = there.get(name)
             if shard is None or not shard.path:
                 found.append(Difference(f"shard {name[:12]} of {table}", name, "gone"))
-            elif shard.without:
-                found.append(Difference(f"shard {shard.shard} of {table}", name, "some of its rows were erased"))
+            elif shard.identity != before[name].identity:
+                found.append(Difference(f"shard {shard.shard} of {table}", name, "rows were erased, or have expired"))
             elif shard.file_sha256 and (now := _digest(shard.path)) != shard.file_sha256:
                 found.append(Difference(f"shard {shard.shard} of {table}", shard.file_sha256, now))
     return found

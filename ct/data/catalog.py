@@ -44,14 +44,17 @@ def published(journal: Journal, table: str) -> tuple[ShardFile, ...]:
     return tuple(shard for shard in arrived(journal, table) if shard.rows)
 
 
-def arrived(journal: Journal, table: str) -> tuple[ShardFile, ...]:
+def arrived(journal: Journal, table: str, *, until: int = 0) -> tuple[ShardFile, ...]:
     """Every shard that was ever published, as it is now, in order of publication; one that is gone has no rows.
 
+    With `until`, as it was before the journal's event of that seq.
     `ErasureRequested` says which places of a shard are left out from that moment on, `ShardsRewritten` where shards lie now.
     """
     shards: dict[str, ShardFile] = {}
     types: dict[str, str] = {}
     for event in journal.read(stream(table), types=[*_CONTRACTS, "ShardPublished", REQUESTED, REWRITTEN]):
+        if until and event.seq >= until:
+            break
         if event.type in _CONTRACTS:
             types = {name: text for name, text in event.data["schema"]}
             continue
