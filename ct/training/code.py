@@ -31,7 +31,7 @@ def code_of(model: Any, file: Path | None = None, variable: str = "") -> Code:
         found.add(file.resolve(), file.resolve().parent)
     for part in getattr(model, "members", ()):
         home = part.module_class
-        if _users(Path(inspect.getfile(home)).resolve(), str(home.__module__)):
+        if users(Path(inspect.getfile(home)).resolve(), str(home.__module__)):
             found.add(Path(inspect.getfile(home)).resolve(), source_folder(home))
     found.follow()
     return Code(found.named(), found.name(file.resolve()) if file is not None else "", variable or "pipeline")
@@ -42,7 +42,7 @@ def home_of(pipeline: Any) -> tuple[Path, str] | None:
     for module in list(sys.modules.values()):
         names = [name for name, value in list(getattr(module, "__dict__", {}).items()) if value is pipeline]
         file = Path(getattr(module, "__file__", None) or "/").resolve()
-        if not names or not file.is_file() or not _users(file, module.__name__):
+        if not names or not file.is_file() or not users(file, module.__name__):
             continue
         for node in ast.parse(file.read_bytes()).body:
             for target in node.targets if isinstance(node, ast.Assign) else ():
@@ -64,7 +64,7 @@ def remember_modules() -> None:
         known = (
             top in ("ct", "__main__") or top in sys.stdlib_module_names or _MADE_FROM in held
         )  # most are, and asking a disk takes long
-        if not known and file and "-packages" not in file and _users(Path(file).resolve(), name):
+        if not known and file and "-packages" not in file and users(Path(file).resolve(), name):
             held[_MADE_FROM] = sha256(Path(file).read_bytes())
 
 
@@ -143,11 +143,11 @@ class _Found:
                 yield folder
                 return
         file = getattr(sys.modules.get(top), "__file__", None)
-        if file and _users(path := Path(file).resolve(), top):
+        if file and users(path := Path(file).resolve(), top):
             yield path.parent.parent if path.name == "__init__.py" else path.parent
 
 
-def _users(file: Path, module: str) -> bool:
+def users(file: Path, module: str) -> bool:
     """Is a module's file the user's own: neither of `ct` nor of Python nor an installed package?"""
     top = module.partition(".")[0]
     if top == "ct" or top in sys.stdlib_module_names or file.suffix != ".py":

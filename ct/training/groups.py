@@ -7,9 +7,12 @@ A worker that dies restarts the group, and the job goes on from its checkpoint. 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 import threading
+import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,6 +20,7 @@ from typing import Any
 
 from ct.errors import CtError, TrainingFailed
 from ct.settings import Workers
+from ct.training.code import forget_changed_modules, users
 from ct.training.determinism import ENVIRONMENT
 
 MAX_FAILURES = 3
@@ -132,7 +136,7 @@ class Crew:
         return crew
 
     def _fit(self, kept: bool) -> None:
-        home = Path(tempfile.mkdtemp(prefix="ct-train-"))
+        home = _home()
         try:
             _trainer(self, home, kept).fit()
         except BaseException as error:  # told to whoever waits for the desk
@@ -141,11 +145,23 @@ class Crew:
             shutil.rmtree(home, ignore_errors=True)
 
     def do(self, job: Any) -> Any:
-        """A job's outcome. Raises what ended it, and LookupError when the group has gone home."""
+        """A job's outcome. Raises what ended it, and LookupError when the group has gone home, or its desk was lost."""
         import ray
-        from ray import cloudpickle
 
-        number = ray.get(self.desk.give.remote(cloudpickle.dumps(job)))
+        try:
+            outcome, error = self._answer(job)
+        except ray.exceptions.RayActorError:
+            raise LookupError("the group's desk was lost") from None
+        if outcome:
+            return ray.cloudpickle.loads(outcome)
+        if error.startswith(_TEXT):
+            raise failed(error.removeprefix(_TEXT).decode())
+        raise ray.cloudpickle.loads(error)
+
+    def _answer(self, job: Any) -> tuple[bytes, bytes]:
+        import ray
+
+        number = ray.get(self.desk.give.remote(ray.cloudpickle.dumps(job)))
         if not number:
             raise LookupError("the group has gone home")
         waiting = self.desk.answer.remote(number)
@@ -154,18 +170,15 @@ class Crew:
                 if self.faults:
                     raise told(cause(self.faults[0])) from None
                 raise LookupError("the group has gone home")
-        outcome, error = ray.get(waiting)
-        if outcome:
-            return cloudpickle.loads(outcome)
-        if error.startswith(_TEXT):
-            raise failed(error.removeprefix(_TEXT).decode())
-        raise cloudpickle.loads(error)
+        answer: tuple[bytes, bytes] = ray.get(waiting)
+        return answer
 
     def dismiss(self) -> None:
-        """Send the group home."""
+        """Send the group home. Without its desk it goes by itself."""
         import ray
 
-        ray.get(self.desk.close.remote())
+        with suppress(ray.exceptions.RayActorError):
+            ray.get(self.desk.close.remote())
 
 
 def do(job: Any, workers: Workers, gpu: bool) -> Any:
@@ -174,6 +187,8 @@ def do(job: Any, workers: Workers, gpu: bool) -> Any:
         crew = Crew.hired(workers, gpu, kept=False)
         try:
             return crew.do(job)
+        except LookupError as error:
+            raise failed(str(error)) from None
         finally:
             crew.dismiss()
     for _ in range(3):
@@ -208,12 +223,28 @@ def kept(workers: int) -> Crew:
         if number != workers or not crew.thread.is_alive():
             crew.dismiss()
             del crews[number]
-    return crews.setdefault(workers, Crew.hired(workers, False, kept=True)) if workers not in crews else crews[workers]
+    if workers not in crews:
+        crews[workers] = Crew.hired(workers, False, kept=True)
+    return crews[workers]
 
 
 @cache  # one for the process, made when it is first asked for
 def _crews() -> dict[int, Crew]:
     return {}
+
+
+def _home() -> Path:
+    """A new folder for the files that Ray keeps of a group. Those of processes that were killed go: nobody else removes them."""
+    for left in Path(tempfile.gettempdir()).glob("ct-train-*-*"):
+        owner = left.name.split("-")[2]
+        try:
+            if owner.isdigit():
+                os.kill(int(owner), 0)
+        except ProcessLookupError:
+            shutil.rmtree(left, ignore_errors=True)
+        except OSError:  # it is another user's, and lives
+            continue
+    return Path(tempfile.mkdtemp(prefix=f"ct-train-{os.getpid()}-"))
 
 
 def failed(found: str) -> TrainingFailed:
@@ -232,7 +263,16 @@ def _trainer(crew: Crew, home: Path, kept: bool) -> Any:
     torch_v2: Any = ray_torch
     # A kept group idles most of the time and must not keep others from their CPUs. A share too small to matter spreads it over machines.
     resources = {"CPU": SHARE} if kept else None
-    return torch_v2.TorchTrainer(
+
+    class Trainer(torch_v2.TorchTrainer):  # type: ignore[misc]
+        """Without the actor that outlives the controller to remove its placement group: when a driver is killed, or ends while its group
+        is kept, that actor stays for good, a process for each training. A kept group reserves nothing that would have to be freed."""
+
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [one for one in made if not (kept and type(one).__name__ == "PlacementGroupCleanerCallback")]
+
+    return Trainer(
         serve,
         train_loop_config={"desk": crew.desk, "gpu": crew.gpu},
         scaling_config=v2.ScalingConfig(
@@ -255,13 +295,12 @@ def serve(config: dict[str, Any]) -> None:
     from ray import cloudpickle
 
     from ct.training import determinism, loop
-    from ct.training.code import forget_changed_modules
 
     context = ray.train.get_context()
     rank, desk = context.get_world_rank(), config["desk"]
     group = determinism.Group(rank, context.get_world_size(), "cuda" if config["gpu"] else "cpu")
     number = 0
-    while (taken := ray.get(desk.take.remote(rank, number))) is not None:
+    while (taken := _taken(desk, rank, number)) is not None:
         number, attempt, job = taken
         forget_changed_modules()
         try:
@@ -278,6 +317,17 @@ def serve(config: dict[str, Any]) -> None:
             ray.get(desk.done.remote(number, rank, attempt, cloudpickle.dumps(outcome)))
 
 
+def _taken(desk: Any, rank: int, after: int) -> tuple[int, int, bytes] | None:
+    """The desk's next job. None: go home, as without a desk, which no restart of the group would bring back."""
+    import ray
+
+    try:
+        taken: tuple[int, int, bytes] | None = ray.get(desk.take.remote(rank, after))
+    except ray.exceptions.RayActorError:
+        return None
+    return taken
+
+
 def _comes_again(error: Exception) -> bool:
     """Whether another attempt would meet the same error. What disks, networks and vanished workers do may not come again."""
     if isinstance(error, CtError):
@@ -289,8 +339,13 @@ def _comes_again(error: Exception) -> bool:
 
 
 def told(error: BaseException) -> CtError:
-    """An error as one of `ct`: its own as it is, anything else as a failed training."""
-    return error if isinstance(error, CtError) else failed(f"{type(error).__name__}: {error}")
+    """An error as one of `ct`: its own as it is, anything else as a failed training, with the last line of the user's that it came through."""
+    if isinstance(error, CtError):
+        return error
+    own = Path(__file__).parents[1]
+    frames = ((Path(frame.filename), frame.lineno) for frame in traceback.extract_tb(error.__traceback__))
+    lines = [f" ({file.name}:{line})" for file, line in frames if users(file, "") and not file.is_relative_to(own)]
+    return failed(f"{type(error).__name__}: {error}{lines[-1] if lines else ''}")
 
 
 def cause(error: BaseException) -> BaseException:

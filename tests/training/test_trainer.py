@@ -54,13 +54,10 @@ def test_it_learns_and_says_how(undisturbed: trainer.Trained) -> None:
     assert set(undisturbed.weights) >= {"embeddings.0.weight", "layers.0.weight", "layers.0.bias"}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_any_number_of_workers_gives_the_same_bytes(
-    folder: Path, tmp_path: Path, undisturbed: trainer.Trained, workers: int
-) -> None:
+def test_a_group_gives_the_same_bytes(folder: Path, tmp_path: Path, undisturbed: trainer.Trained) -> None:
     seen: list[int] = []
     made = trainer.train(
-        folder, MODEL, workers=workers, run="group", storage=tmp_path, on_progress=lambda line: seen.append(line["epoch"])
+        folder, MODEL, workers=2, run="group", storage=tmp_path, on_progress=lambda line: seen.append(line["epoch"])
     )
     assert made.digest == undisturbed.digest
     assert made.contract == undisturbed.contract
@@ -99,7 +96,7 @@ def test_an_error_inside_the_users_module_ends_the_run_at_once(tmp_path: Path, w
     odd = rows(2_000)
     odd.category[1_000, 2] = 10**6
     odd.save(tmp_path / "set")
-    with pytest.raises(TrainingFailed, match="IndexError: index out of range"):
+    with pytest.raises(TrainingFailed, match=r"IndexError: index out of range.* \(delay_model.py:\d+\)"):
         trainer.train(tmp_path / "set", replace(MODEL, epochs=1), run="odd", storage=tmp_path, workers=workers)
     attempts = list((tmp_path / "odd" / "checkpoints").glob("attempt-*"))
     assert len(attempts) == 1, "another attempt would meet the same error"
