@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from ct import settings
-from ct.control import reproducing, runs
+from ct import pipeline, settings
+from ct.control import report, reproducing, runs
 from ct.data import catalog
 from ct.registry import files
 from ct.store.journal import Journal
@@ -80,6 +80,22 @@ def test_a_changed_shard_is_named_and_nothing_is_trained(folder: Path) -> None:
     assert done.returncode == 4
     assert "diverged" in done.stdout
     assert f"shard {shard.shard} of orders" in done.stdout
+
+
+def test_rows_that_were_erased_are_named_and_nothing_is_trained(tmp_path: Path) -> None:
+    copy = project.write(tmp_path / "copy", 8000, epochs=1)
+    project.ct(copy, "ingest", "orders", str(project.shard_path(copy, 0)))
+    project.ct(copy, "train")
+    project.ct(copy, "erase", "orders", "o-0-5", "--apply")
+    done = project.ct(copy, "reproduce", "v1", "--json", check=False)
+    assert done.returncode == 4, done.stdout + done.stderr
+    (differs,) = json.loads(done.stdout)["differs"]
+    assert (differs["what"], differs["found"]) == ("shard orders-0 of orders", "rows were erased, or have expired")
+    here = report.place(settings.load(copy), pipeline.load(str(copy / "pipeline.py")))
+    (first,) = runs.all_runs(here.journal, "late-orders")
+    inputs = {name: getattr(first, name) for name in ("shards", "snapshots", "until", "params", "seed", "code", "pipeline")}
+    second = runs.start(here.journal, "late-orders", cause="again", inputs=inputs)
+    assert reproducing._shards(here, second) == [], "what was erased before it began was never its own"
 
 
 def test_an_unknown_version_is_refused(folder: Path) -> None:
