@@ -31,6 +31,7 @@ from ct.registry.code import Code
 from ct.store.files import digest
 from ct.store.journal import New
 from ct.store.signing import without_key
+from ct.training.code import own_digest
 
 IDENTICAL, WITHIN, DIVERGED = "identical", "within tolerance", "diverged"
 TOLERANCE = 0.01
@@ -49,7 +50,8 @@ class Difference:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of making `version` again. `differs` are inputs that differ, `contract` entries of the numeric contract that do.
+    """What came of making `version` again. `differs` are inputs that differ, `contract` entries of the numeric contract that do, and `ct`
+    where its own source is another.
 
     `gaps` are the largest differences of weights and of the golden rows' scores, absolute, and relative to the largest recorded value
     of the same tensor; empty where none could be taken. `notes` change nothing of the outcome.
@@ -120,6 +122,8 @@ def compared(
         for name in sorted({*before, *now} - {"id"})
         if before.get(name) != now.get(name)
     ]
+    if facts.get("ct") != found["ct"]:
+        contract.append(Difference("ct", str(facts.get("ct", "not recorded")), found["ct"]))
     gaps = _gaps(made, again)
     if found["weights"] == facts["weights"]:
         outcome = IDENTICAL
@@ -284,6 +288,7 @@ def _again(told: Mapping[str, Any], scratch: Path) -> None:
         "training set": retrain.training_set(place, run),
         "weights": fitted.trained.digest,
         "contract": dict(fitted.trained.contract),
+        "ct": own_digest(),
     }
     (scratch / "found.json").write_text(json.dumps(found))
     act.close()

@@ -28,7 +28,7 @@ from ct.registry.publishing import publish
 from ct.serving.runtime import features_of
 from ct.settings import Workers
 from ct.store import leases
-from ct.training.code import code_of, home_of
+from ct.training.code import code_of, home_of, own_digest
 from ct.training.data import TrainingSet
 
 
@@ -161,6 +161,7 @@ def _facts(place: Place, run: runs.Run, data: Rows, fitted: Fitted, model: Any) 
     return {
         "weights": trained.digest,
         "contract": trained.contract,
+        "ct": own_digest(),
         "history": list(trained.history),
         "features": data.digest,
         "features_built": data.built,

@@ -8,10 +8,12 @@ import inspect
 import sys
 import sysconfig
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ct.ids import sha256
+import ct
+from ct.ids import canonical, sha256, sha256_file
 from ct.registry.code import Code
 
 if TYPE_CHECKING:
@@ -35,6 +37,13 @@ def code_of(model: Any, file: Path | None = None, variable: str = "") -> Code:
             found.add(Path(inspect.getfile(home)).resolve(), source_folder(home))
     found.follow()
     return Code(found.named(), found.name(file.resolve()) if file is not None else "", variable or "pipeline")
+
+
+@cache
+def own_digest() -> str:
+    """SHA-256 over ct's own source. The contract names torch and the processor; which ct computed is another thing that bytes depend on."""
+    home = Path(ct.__file__).parent
+    return sha256(canonical({str(file.relative_to(home)): sha256_file(file) for file in sorted(home.rglob("*.py"))}))
 
 
 def home_of(pipeline: Any) -> tuple[Path, str] | None:

@@ -107,9 +107,9 @@ def test_an_unknown_version_is_refused(folder: Path) -> None:
 
 RUN: Any = runs.Run(
     id="run-1", cause="", shards={}, snapshots={}, until=0, params={}, seed=7, code="c", pipeline="p", started=None,  # type: ignore[arg-type]
-    facts={"features": "f", "training_set": "t", "weights": "w", "contract": {"torch": "2.13", "cpu": "avx2", "id": "x"}},
+    facts={"ct": "1", "features": "f", "training_set": "t", "weights": "w", "contract": {"torch": "2.13", "cpu": "avx2", "id": "x"}},
 )  # fmt: skip
-FOUND = {"pipeline": "p", "features": "f", "training set": "t", "weights": "w", "contract": RUN.facts["contract"]}
+FOUND = {"ct": "1", "pipeline": "p", "features": "f", "training set": "t", "weights": "w", "contract": RUN.facts["contract"]}
 
 
 def made(weight: float = 1.0, score: float = 0.5) -> dict[str, bytes]:
@@ -145,6 +145,11 @@ def test_other_weights_from_equal_inputs_are_told_as_what_they_are() -> None:
     answer = reproducing.compared("v1", RUN, made(), FOUND | {"weights": "u"}, made(1.1))
     assert answer.outcome == "diverged"
     assert [d.what for d in answer.differs] == ["nothing that is recorded"]
+
+
+def test_another_ct_is_named_and_measured() -> None:
+    near = reproducing.compared("v1", RUN, made(), FOUND | {"weights": "u", "ct": "2"}, made(1.0, 0.501))
+    assert (near.outcome, [item.what for item in near.contract]) == ("within tolerance", ["ct"])
 
 
 def test_weights_of_other_shapes_have_no_difference_to_measure() -> None:

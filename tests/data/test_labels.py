@@ -74,8 +74,8 @@ def one(objective: Objective, **entry: Any) -> dict[str, Any]:
 
 
 def test_truths_of_every_kind() -> None:
-    for given in ("value", "label"):
-        assert (one(CLASSES, **{given: "on time"})["label"], one(CLASSES, **{given: None})["label"]) == (1.0, None)
+    for field in ("value", "label"):
+        assert (one(CLASSES, **{field: "on time"})["label"], one(CLASSES, **{field: None})["label"]) == (1.0, None)
         for objective in (NUMBER, QUANTILES):
             found = one(objective, **{given: -3})
             assert (found["value"], found["label"]) == (-3.0, -3.0)
