@@ -77,7 +77,7 @@ def test_truths_of_every_kind() -> None:
     for field in ("value", "label"):
         assert (one(CLASSES, **{field: "on time"})["label"], one(CLASSES, **{field: None})["label"]) == (1.0, None)
         for objective in (NUMBER, QUANTILES):
-            found = one(objective, **{given: -3})
+            found = one(objective, **{field: -3})
             assert (found["value"], found["label"]) == (-3.0, -3.0)
 
 
