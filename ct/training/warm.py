@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
@@ -104,6 +105,7 @@ def _process(driver: str) -> Any:
     # Ray Train asks its workers every 0.2 s instead of 2 s, and starts no watcher for preemptions: our loop saves often enough.
     environment = {**ENVIRONMENT, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     # No CPU is reserved, because it idles between runs and must not keep others from theirs. A killed one is restarted and asked
-    # again: training then goes on from its newest checkpoint.
-    options = {"num_cpus": 0, "max_restarts": 3, "max_task_retries": 3, "runtime_env": {"env_vars": environment}}
-    return ray.remote(Warm).options(name=f"ct-training-{driver[:16]}", **options).remote()
+    # again: training then goes on from its newest checkpoint. Restarts are not counted over the driver's life, only tries of one call;
+    # and the name is new each time, because a dead process may hold its own for a while.
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": 3, "runtime_env": {"env_vars": environment}}
+    return ray.remote(Warm).options(name=f"ct-training-{driver[:16]}-{secrets.token_hex(4)}", **options).remote()

@@ -161,7 +161,7 @@ def test_a_changed_function_is_refused_by_its_name():
     renamed = type(size)(other.function, size.names, size.kind, "size")
     with pytest.raises(Corrupt, match="has changed since"):
         from_spec(spec, {"size": renamed})
-    with pytest.raises(Corrupt, match="not in the pipeline file"):
+    with pytest.raises(Corrupt, match="not in the code at hand"):
         from_spec(spec)
 
 
