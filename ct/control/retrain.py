@@ -62,9 +62,8 @@ def code(place: Place) -> Code:
 
 def start(place: Place, *, cause: str, more: Mapping[str, Any] | None = None) -> runs.Run:
     """Record a new run with its frozen inputs, `more` among them, after its code is kept."""
-    found = inputs(place)
-    place.artifacts.put(code(place).to_bytes())
-    return runs.start(place.journal, place.pipeline.name, cause=cause, inputs=found | dict(more or {}))
+    kept = place.artifacts.put(code(place).to_bytes())  # what was kept is what is named, though a file be saved meanwhile
+    return runs.start(place.journal, place.pipeline.name, cause=cause, inputs=inputs(place) | {"code": kept} | dict(more or {}))
 
 
 def carry_out(
