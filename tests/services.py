@@ -19,15 +19,10 @@ from uuid import uuid4
 
 import pytest
 
+from ct.serving.local import free_port
+
 WAIT_SECONDS = 60
 USERS = ("postgres", "nobody")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _program(name: str) -> str:

@@ -10,6 +10,7 @@ import importlib.util
 import json
 import logging
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -30,6 +31,7 @@ from ct.settings import Settings
 from ct.store.signing import without_key
 
 OBJECT_STORE_BYTES = 400_000_000
+PORTS = range(20_000, 30_000)
 _START_SECONDS = 60.0
 _STOP_SECONDS = 1.0
 
@@ -95,10 +97,16 @@ def stop(settings: Settings) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port that nobody uses now, on no address of this machine; seconds may pass before it is used.
+
+    It lies below the ports that a kernel hands out to outgoing connections (32768 on Linux, 49152 elsewhere) and beside those that Ray gives
+    its workers (10002 to 19999) and Serve its replicas (30000 and up): one of those could take it meanwhile. Raises Unavailable.
+    """
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            return port
+    raise Unavailable(f"no free port from {PORTS.start} to {PORTS.stop - 1}", "a free port", "stop what listens there")
 
 
 def environment(folder: Path) -> dict[str, str]:

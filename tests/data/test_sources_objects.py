@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from ct.data.sources import objects
 from ct.data.sources.objects import ObjectStore, file_name
 from ct.errors import Conflict, InvalidPipeline, InvalidShard, NotFound, Unavailable
+from ct.serving.local import free_port
 from ct.store import files
 from ct.store.files import Entry, Files
-from tests.services import S3, free_port, s3_server
+from tests.services import S3, s3_server
 
 from .source_worlds import Project, parquet, rows
 

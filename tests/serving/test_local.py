@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 
 from tiny import Project
 
@@ -34,3 +35,14 @@ def test_the_flags_of_quick_serving_are_set_and_kept_apart(project: Project) -> 
     if "RAY_SERVE_ENABLE_HA_PROXY" in one:
         shared = {name for name in one if one[name] == two[name]}
         assert not any(name.endswith(("_LOC", "_PATH", "_FILE", "_PORT")) for name in shared)
+
+
+def test_a_free_port_is_none_that_a_connection_or_a_worker_may_take_meanwhile() -> None:
+    """A head uses its ports seconds after they were found. One that the kernel gives to outgoing connections was taken by then, once."""
+    found = {local.free_port() for _ in range(50)}
+    assert found <= set(range(20_000, 30_000))
+    assert len(found) > 40
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", found.pop()))
+        taken.listen()
+        assert all(local.free_port() != taken.getsockname()[1] for _ in range(20))

@@ -11,11 +11,12 @@ import pytest
 import sqlalchemy as sa
 
 from ct.errors import InvalidSettings, Unavailable
+from ct.serving.local import free_port
 from ct.store import database
 from ct.store import journal as module
 from ct.store.journal import Journal, New
 
-from ..services import Postgres, free_port, postgres_server
+from ..services import Postgres, postgres_server
 
 
 @pytest.fixture(scope="module")
