@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ct.errors import InvalidRequest
-from ct.registry.routes import WHOLE, Route
-
-STABLE, CANARY = "stable", "canary"
-FORCE = {"": "", "always": CANARY, "never": STABLE}
-"""Values of the header x-canary and the arm that they force."""
+from ct.registry.routes import CANARY, STABLE, WHOLE, Route, arm_name
 
 
 @dataclass(frozen=True)
@@ -30,20 +27,32 @@ def bucket(salt: str, unit: str) -> int:
     return int.from_bytes(digest, "big") % WHOLE
 
 
-def assign(route: Route, unit: str, force: str = "") -> Assignment:
+def assign(route: Route, unit: str, force: str = "", context: Mapping[str, str | None] | None = None) -> Assignment:
     """The arm for `unit`. A unit that the canary has keeps it while the weight grows. `force` is the header x-canary.
 
-    Raises InvalidRequest for another value of `force`.
+    Candidates have ranges of buckets that follow each other. A request outside the route's segments (`context` gives its own) is stable's
+    and, like a forced one, not judged. Raises InvalidRequest for a value of `force` that the route does not allow.
     """
-    if force not in FORCE:
+    if force and force not in route.override:
         raise InvalidRequest(
-            f"x-canary is {force[:40]!r}", "always or never", "leave the header out", status=400, field="x-canary"
+            f"x-canary is {force[:40]!r}",
+            " or ".join(route.override) or "no such header",
+            "leave the header out",
+            status=400,
+            field="x-canary",
         )
-    if route.canary is None:
+    if not route.candidates:
         return Assignment(STABLE, forced=bool(force))
     if force:
-        return Assignment(FORCE[force], forced=True)
-    return Assignment(CANARY if bucket(route.salt, unit) < route.weight else STABLE)
+        return Assignment(CANARY if force == "always" else STABLE, forced=True)
+    if (route.only or route.without) and not route.admits(context or {}):
+        return Assignment(STABLE, forced=True)
+    place = bucket(route.salt, unit)
+    for at, share in enumerate(route.candidates):
+        if place < share.weight:
+            return Assignment(arm_name(at))
+        place -= share.weight
+    return Assignment(STABLE)
 
 
 @dataclass
@@ -62,3 +71,6 @@ class Circuit:
         """One answer of the canary, or one failure."""
         if not self.open:
             self.failures = 0 if ok else self.failures + 1
+
+
+__all__ = ["CANARY", "STABLE", "Assignment", "Circuit", "assign", "bucket"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import pytest
 from ct.clock import TurnableClock
 from ct.errors import Conflict, InvalidRequest, NotFound
 from ct.registry import routes
-from ct.registry.routes import Arm, Route
+from ct.registry.routes import Arm, Route, Share
 from ct.store.journal import Journal
 
 ONE, TWO = Arm("v1", "1" * 64), Arm("v2", "2" * 64)
@@ -51,15 +53,43 @@ def test_a_new_canary_draws_its_users_anew() -> None:
 
 def test_a_route_survives_json() -> None:
     route = routes.first("e", ONE).with_canary(TWO, weight=100, shadow=True)
-    assert Route.from_json(route.to_json()) == route
+    assert Route.from_json(json.loads(json.dumps(route.to_json()))) == route
+    part = replace(route, only={"carrier": ("AA",)}, without={"origin": ("JFK", "LGA")}, override=("never",))
+    assert Route.from_json(json.loads(json.dumps(part.to_json()))) == part
+
+
+def test_a_route_of_an_earlier_time_is_still_read() -> None:
+    """Before there could be several candidates a route named its canary, weight and shadow beside stable."""
+    old = {"endpoint": "e", "epoch": 2, "stable": {"version": "v1", "manifest": "1"}, "salt": "s", "key": "k"}
+    told = {**old, "canary": {"version": "v2", "manifest": "2"}, "weight": 100, "shadow": True}
+    assert Route.from_json(told) == Route("e", 2, Arm("v1", "1"), (Share(Arm("v2", "2"), 100, True),), "s", "k")
+    alone = {**old, "canary": None, "weight": 0, "shadow": False}
+    assert Route.from_json(alone) == Route("e", 2, Arm("v1", "1"), salt="s", key="k")
 
 
 @pytest.mark.parametrize(
-    "fields", [{"weight": 10_001, "canary": TWO}, {"weight": -1, "canary": TWO}, {"weight": 5}, {"shadow": True}]
+    "candidates",
+    [
+        (Share(TWO, 10_001),),
+        (Share(TWO, -1),),
+        (Share(TWO, 6000), Share(Arm("v3", "3"), 5000)),
+        (Share(TWO), Share(TWO)),
+        (Share(ONE),),
+    ],
 )
-def test_impossible_routes_are_refused(fields: dict[str, object]) -> None:
+def test_impossible_routes_are_refused(candidates: tuple[Share, ...]) -> None:
     with pytest.raises(InvalidRequest):
-        Route("e", 1, ONE, **fields)  # type: ignore[arg-type]
+        Route("e", 1, ONE, candidates)
+
+
+def test_any_of_several_candidates_can_become_stable() -> None:
+    three = Arm("v3", "3" * 64)
+    route = routes.first("e", ONE).with_candidates((Share(TWO, 100), Share(three, 200)))
+    assert route.promoted().stable == TWO
+    done = route.promoted("v3")
+    assert (done.stable, done.candidates, done.epoch) == (three, (), 3)
+    with pytest.raises(Conflict, match="no candidate v9"):
+        route.promoted("v9")
 
 
 def test_there_is_nothing_to_promote_without_a_canary() -> None:
