@@ -6,6 +6,7 @@ CtError                     catch this to catch everything `ct` raises on purpos
 ├── InvalidShard            an arriving file cannot become a snapshot
 ├── InvalidRequest          a prediction request or a label is wrong
 ├── Conflict                somebody else changed the same thing first; read again and retry
+├── Unauthenticated         who asks has shown no valid token
 ├── Forbidden               who asks may not do this
 ├── NotFound                no such table, version, prediction, rollout
 ├── Corrupt                 stored bytes are not the bytes that were written
@@ -67,6 +68,10 @@ class InvalidRequest(CtError):
 
 class Conflict(CtError):
     """Somebody else changed the same thing first."""
+
+
+class Unauthenticated(CtError):
+    """Who asks has shown no valid token."""
 
 
 class Forbidden(CtError):

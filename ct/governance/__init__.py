@@ -1,0 +1,1 @@
+"""Who may do what: tokens, their roles, and what is journaled of both."""
