@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,9 +12,8 @@ from time import monotonic
 from ct.data import personal
 from ct.errors import Conflict, Unavailable
 from ct.registry import files
-from ct.registry.routes import Arm, Route
-from ct.roles import Lookup
-from ct.serving.router import CANARY, Circuit
+from ct.registry.routes import Arm, Route, arm_name
+from ct.serving.router import Circuit
 from ct.serving.runtime import Predictor
 from ct.store.artifacts import Artifacts
 
@@ -45,42 +44,36 @@ class Slot:
 
 @dataclass(frozen=True)
 class Live:
-    """What answers now: one immutable reference that each request reads once."""
+    """What answers now: one immutable reference that each request reads once. `candidates` and `circuits` are by the arm's name."""
 
     route: Route
     stable: Slot
-    canary: Slot | None
-    circuit: Circuit = field(default_factory=Circuit, compare=False)
+    candidates: Mapping[str, Slot] = field(default_factory=dict)
+    circuits: Mapping[str, Circuit] = field(default_factory=dict, compare=False)
+
+    @staticmethod
+    def of(route: Route, slots: Sequence[Slot]) -> Live:
+        """A route with the slots of its arms, stable's first."""
+        names = [arm_name(at) for at in range(len(route.candidates))]
+        return Live(route, slots[0], dict(zip(names, slots[1:], strict=True)), {name: Circuit() for name in names})
 
     @cached_property
-    def kinds(self) -> dict[str, str]:
-        """The columns a request may carry and their kinds."""
-        canary = self.canary.predictor.spec.request if self.canary else {}
-        return {**canary, **self.stable.predictor.spec.request}
-
-    @cached_property
-    def optional(self) -> frozenset[str]:
-        """Those it may leave out: what only the canary asks for must not fail a request that stable can answer."""
-        return frozenset(self.kinds) - frozenset(self.stable.predictor.spec.request)
+    def slots(self) -> tuple[Slot, ...]:
+        """Every arm's slot, stable's first."""
+        return (self.stable, *self.candidates.values())
 
     @cached_property
     def personal(self) -> dict[str, dict[str, str]]:
-        """The personal columns of each table that either version knows, see `ModelSpec.personal`."""
+        """The personal columns of each table that any arm knows, see `ModelSpec.personal`."""
         found: dict[str, dict[str, str]] = {}
-        for slot in (self.stable, self.canary) if self.canary else (self.stable,):
+        for slot in self.slots:
             for table, kinds in slot.predictor.spec.personal.items():
                 found[table] = {**found.get(table, {}), **kinds}
         return found
 
-    @cached_property
-    def lookups(self) -> tuple[Lookup, ...]:
-        """The histories that either version reads."""
-        slots = (self.stable, self.canary) if self.canary else (self.stable,)
-        return tuple(dict.fromkeys(lookup for slot in slots for lookup in slot.predictor.lookups))
-
     def slot(self, arm: str) -> Slot:
-        """The slot of an arm; stable's where there is no canary."""
-        return self.canary if arm == CANARY and self.canary is not None else self.stable
+        """The slot of an arm; stable's where there is none of that name."""
+        return self.candidates.get(arm, self.stable)
 
 
 class Slots:
@@ -140,7 +133,7 @@ class Slots:
         Raises Unavailable when a version is not loaded, InvalidSettings when it has personal columns and there is no secret. Called on the replica's event loop only.
         """
         if route.epoch > self.epoch:
-            live = Live(route, self._staged(route.stable), self._staged(route.canary) if route.canary else None)
+            live = Live.of(route, [self._staged(arm) for arm in route.arms])
             if any("keyed" in kinds.values() for kinds in live.personal.values()):
                 personal.secret()
             self._live = live

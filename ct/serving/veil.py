@@ -22,6 +22,12 @@ def veiled(rows: Rows, kinds: Mapping[str, str], key: bytes) -> Rows:
     return [_row(at, row, kinds, key) if isinstance(row, Mapping) else row for at, row in enumerate(rows)]
 
 
+def of_table(known: Mapping[str, Mapping[str, str]], table: str, rows: Rows) -> Rows:
+    """The rows without what `known` says is personal in `table`, see `Live.personal`. Raises InvalidSettings without the secret it needs."""
+    kinds = known.get(table)
+    return veiled(rows, kinds, personal.secret() if "keyed" in kinds.values() else b"") if kinds else rows
+
+
 def _row(at: int, row: Mapping[str, Any], kinds: Mapping[str, str], key: bytes) -> Mapping[str, Any]:
     made = {name: value for name, value in row.items() if kinds.get(name) != "dropped"}
     for name, kind in kinds.items():
