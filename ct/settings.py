@@ -46,6 +46,11 @@ class Settings(BaseModel):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    hosts: tuple[str, ...] = Field(
+        default=(), description="Host headers that are answered, besides loopback's own; beyond loopback any when empty."
+    )
+    tls_cert: Path | None = Field(default=None, description="PEM certificate chain; with tls_key the endpoint speaks HTTPS.")
+    tls_key: Path | None = Field(default=None, description="PEM private key, readable by its owner alone.")
     replicas: int = Field(default=1, ge=1, le=1000)
     workers: Annotated[Workers, BeforeValidator(lambda value: workers_of(value))] = Field(
         default=0, description="Ray Train workers: 0 trains in one local process, 2 in a kept group, 1:4 in an elastic one."
@@ -72,7 +77,7 @@ class Settings(BaseModel):
             raise ValueError("a folder, or s3://bucket/prefix without credentials")
         return value
 
-    @field_validator("trusted_keys", "approvers", mode="before")
+    @field_validator("trusted_keys", "approvers", "hosts", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
@@ -119,7 +124,7 @@ class Settings(BaseModel):
     @property
     def endpoint(self) -> str:
         """Base URL of the HTTP endpoint."""
-        return f"http://{self.host}:{self.port}"
+        return f"{'https' if self.tls_cert else 'http'}://{self.host}:{self.port}"
 
 
 def workers_of(value: object) -> Workers:
