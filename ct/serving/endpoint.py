@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import orjson
 
 from ct.errors import Conflict, CtError, InvalidRequest, NotFound, Unavailable
+from ct.serving import paths
 from ct.serving.answers import Answer
 from ct.serving.replica import Replica
 
@@ -18,9 +18,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Reply = tuple[int, Any, dict[str, str]]
 
-_MODEL = re.compile(r"/v2/models/(?P<model>[a-z0-9_-]{1,63})(?:/versions/(?P<version>[a-z0-9]{1,20}))?(?P<what>/ready|/infer)?")
-_OBSERVE = re.compile(r"/observe/(?P<table>[a-z0-9_-]{1,63})")
-_POSTS = ("/predict", "/labels")
 _STATUS = {NotFound: 404, Conflict: 409, Unavailable: 503}
 
 
@@ -62,68 +59,61 @@ class Endpoint:
         await _send(send, status, body, {"x-request-id": request_id, **extra})
 
     async def _route(self, method: str, path: str, headers: Mapping[str, str], receive: Receive) -> Reply:
-        if method == "POST":
-            return await self._post(path, headers, receive)
-        if method not in ("GET", "HEAD"):
-            raise InvalidRequest(f"method {method}", "GET or POST", "see the docs", status=405)
-        if path == "/metrics":
+        known = paths.found(path)
+        if known is None:
+            there = ", ".join(dict.fromkeys(door.template for door in paths.PATHS))
+            raise NotFound(f"there is no path {path[:100]!r}", there, "check the spelling")
+        door, match = known
+        if method not in door.methods:
+            raise InvalidRequest(f"method {method[:20]}", " or ".join(door.methods), "see /openapi.json", status=405)
+        parts = match.groupdict()
+        if "model" in parts:
+            self._model(parts["model"])
+        if "POST" in door.methods:
+            return await self._post(door.name, parts, headers, await self._body(headers, receive))
+        if door.name == "metrics":
             return 200, await self._replica.metrics(), {"content-type": "text/plain; version=0.0.4"}
-        return self._get(path)
+        return self._get(door.name, parts)
 
-    def _get(self, path: str) -> Reply:
+    def _get(self, name: str, parts: Mapping[str, str]) -> Reply:
         replica = self._replica
-        match path:
-            case "/healthz" | "/v2/health/live":
+        version = parts.get("version")
+        if version and version not in replica.slots.loaded:
+            raise NotFound(f"version {version!r} is not loaded", f"one of {sorted(replica.slots.loaded)}", "check it")
+        match name:
+            case "live":
                 return 200, {"live": True}, {}
-            case "/v2/health/ready":
+            case "ready":
                 live = replica.slots.live is not None
                 return (200 if live else 503), {"ready": live}, {}
-            case "/v2":
+            case "server":
                 return 200, {"name": "ct", "version": "1", "extensions": []}, {}
-        if found := _MODEL.fullmatch(path):
-            self._model(found["model"])
-            if found["version"] and found["version"] not in replica.slots.loaded:
-                raise NotFound(
-                    f"version {found['version']!r} is not loaded", f"one of {sorted(replica.slots.loaded)}", "check it"
-                )
-            if found["what"] == "/infer":
-                raise InvalidRequest("method GET", "POST", "post the inputs", status=405)
-            return 200, ({"name": self._replica.endpoint, "ready": True} if found["what"] else replica.metadata()), {}
-        if path in _POSTS or _OBSERVE.fullmatch(path):
-            raise InvalidRequest("method GET", "POST", "post JSON", status=405)
-        raise NotFound(
-            f"there is no path {path[:100]!r}",
-            "/predict, /labels, /observe/TABLE, /metrics, /healthz or /v2/…",
-            "check the spelling",
-        )
+            case "model-ready":
+                replica.slots.require()
+                return 200, {"name": replica.endpoint, "ready": True}, {}
+            case _:
+                return 200, replica.metadata(), {}
 
-    async def _post(self, path: str, headers: Mapping[str, str], receive: Receive) -> Reply:
-        infer = _MODEL.fullmatch(path)
-        observe = _OBSERVE.fullmatch(path)
-        if path not in _POSTS and not observe and not (infer and infer["what"] == "/infer"):
-            raise NotFound(
-                f"there is no path {path[:100]!r} to post to", "/predict, /labels, /observe/TABLE or an infer path", "check it"
-            )
-        body = await self._body(headers, receive)
-        if path == "/predict":
-            rows = body["instances"] if set(body) == {"instances"} else [body]
-            if not isinstance(rows, list):
-                raise InvalidRequest(
-                    "instances is no list", "a list of objects", "send {'instances': [{...}]}", field="instances"
-                )
-            answer = await self._replica.predict(
-                rows, unit=headers.get("x-session-id", "")[:200], force=headers.get("x-canary", "")
-            )
-            return 200, answer.plain(), _headers(answer)
-        if path == "/labels":
-            return 200, {"accepted": await self._replica.label(_only(body, "labels"))}, {}
-        if observe:
-            return 200, {"stored": await self._replica.observe(observe["table"], _only(body, "rows"))}, {}
-        assert infer is not None
-        self._model(infer["model"])
+    async def _post(self, name: str, parts: Mapping[str, str], headers: Mapping[str, str], body: dict[str, Any]) -> Reply:
+        replica = self._replica
         unit, force = headers.get("x-session-id", "")[:200], headers.get("x-canary", "")
-        answer = await self._replica.predict(_tensors(body), unit=unit, force=force, version=infer["version"] or "")
-        return 200, _inferred(self._replica.endpoint, body, answer), _headers(answer)
+        match name:
+            case "predict":
+                rows = body["instances"] if set(body) == {"instances"} else [body]
+                if not isinstance(rows, list):
+                    raise InvalidRequest(
+                        "instances is no list", "a list of objects", "send {'instances': [{...}]}", field="instances"
+                    )
+                answer = await replica.predict(rows, unit=unit, force=force)
+                return 200, answer.plain(), _headers(answer)
+            case "labels":
+                return 200, {"accepted": await replica.label(_only(body, "labels"))}, {}
+            case "observe":
+                return 200, {"stored": await replica.observe(parts["table"], _only(body, "rows"))}, {}
+            case _:
+                version = parts.get("version") or ""
+                answer = await replica.predict(_tensors(body), unit=unit, force=force, version=version)
+                return 200, _inferred(replica.endpoint, body, answer), _headers(answer)
 
     def _model(self, name: str) -> None:
         if name != self._replica.endpoint:
