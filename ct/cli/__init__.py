@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import auditing, changing, features, judging, reading, rollout, sweeping, tables
+from ct.cli import auditing, changing, features, judging, reading, rollout, sweeping, tables, tokens
 
 app = typer.Typer(
     name="ct",
@@ -41,6 +41,7 @@ for command in (
 ):
     app.command()(command)
 app.add_typer(rollout.app, name="rollout")
+app.add_typer(tokens.app, name="token")
 
 
 def main() -> None:
