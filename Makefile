@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test check bench clean
+.PHONY: help demo test check bench soak clean
 .DEFAULT_GOAL := help
 
 help: ## say what there is
@@ -25,6 +25,9 @@ check: $(READY) ## lint, format, types, floors
 
 bench: $(READY) ## measure, and compare with the goals; QUICK=1 is shorter
 	$(BIN)/python bench/run.py $(if $(QUICK),--quick)
+
+soak: $(READY) ## half an hour of kills, upgrades and rollbacks under load, its history checked; MINUTES=5 SEED=1
+	$(BIN)/python bench/soak.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),7)
 
 clean: ## remove what was built here, the virtual environment too
 	rm -rf $(VENV) build dist demo demo.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache wandb
