@@ -14,8 +14,10 @@ help: ## say what there is
 demo: $(READY) ## the whole loop on real flights, about three minutes; KEEP=1 leaves the endpoint up
 	KEEP=$(KEEP) $(BIN)/python examples/demo.py
 
-test: $(READY) ## all tests
-	$(BIN)/python -m pytest
+# Two processes, each test file whole in one of them: a test that starts Ray waits more than it computes. In the order of the folders, as the
+# longest files are not those with the most tests. WORKERS=0 runs all in one process.
+test: $(READY) ## all tests, in two processes; WORKERS=4 in four
+	$(BIN)/python -m pytest -n $(or $(WORKERS),2) --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## lint, format, types, floors
 	$(BIN)/ruff check .

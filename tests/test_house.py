@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -89,10 +89,16 @@ def test_help_is_quick_and_light() -> None:
     code += "assert not {'ray', 'torch', 'pandas', 'pyarrow'} & set(sys.modules), 'a heavy import'"
     seconds = []
     for _ in range(7):
-        begun = time.perf_counter()
+        begun = _computed()
         subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
-        seconds.append(time.perf_counter() - begun)
+        seconds.append(_computed() - begun)
     assert min(seconds) < 0.3, f"ct --help took {min(seconds):.2f} s at best"
+
+
+def _computed() -> float:
+    """CPU seconds of this process's children: what else the machine does is not counted."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def test_the_map_is_short() -> None:
