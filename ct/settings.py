@@ -19,6 +19,9 @@ FILE = "ct.toml"
 MOST_WORKERS = 1024
 Workers = int | tuple[int, int]
 """A number of workers, or the least and the most."""
+MOST_REPLICAS = 1000
+Replicas = int | tuple[int, int]
+"""A number of replicas, or the least and the most."""
 _KEY = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
 
 
@@ -51,7 +54,9 @@ class Settings(BaseModel):
     )
     tls_cert: Path | None = Field(default=None, description="PEM certificate chain; with tls_key the endpoint speaks HTTPS.")
     tls_key: Path | None = Field(default=None, description="PEM private key, readable by its owner alone.")
-    replicas: int = Field(default=1, ge=1, le=1000)
+    replicas: Annotated[Replicas, BeforeValidator(lambda value: replicas_of(value))] = Field(
+        default=1, description="Replicas of the endpoint: 2 keeps two, 2:8 as many as the load needs."
+    )
     workers: Annotated[Workers, BeforeValidator(lambda value: workers_of(value))] = Field(
         default=0, description="Ray Train workers: 0 trains in one local process, 2 in a kept group, 1:4 in an elastic one."
     )
@@ -68,6 +73,13 @@ class Settings(BaseModel):
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_rows: int = Field(default=1000, ge=1)
+    max_in_work: int = Field(
+        default=128, ge=1, description="Requests that one replica works on at once; more are answered 503 with Retry-After."
+    )
+    request_seconds: float = Field(
+        default=20.0, gt=0, le=3600, description="A request's deadline; its header x-request-timeout-seconds may shorten it."
+    )
+    body_seconds: float = Field(default=10.0, gt=0, le=3600, description="A request's body must have come by then.")
 
     @field_validator("storage")
     @classmethod
@@ -112,6 +124,11 @@ class Settings(BaseModel):
         return str((self.root / folder).resolve() / name if folder else self.home / name)
 
     @property
+    def replica_range(self) -> tuple[int, int]:
+        """The least and the most replicas."""
+        return self.replicas if isinstance(self.replicas, tuple) else (self.replicas, self.replicas)
+
+    @property
     def inbox(self) -> Path:
         """Folder of the prediction log's segments."""
         return self.home / "inbox"
@@ -129,6 +146,15 @@ class Settings(BaseModel):
 
 def workers_of(value: object) -> Workers:
     """A number of workers, such as 2 or "2", or the least and the most, such as "1:4". Raises ValueError for anything else."""
+    return _range_of(value, 0, MOST_WORKERS)
+
+
+def replicas_of(value: object) -> Replicas:
+    """A number of replicas, such as 2 or "2", or the least and the most, such as "2:8". Raises ValueError for anything else."""
+    return _range_of(value, 1, MOST_REPLICAS)
+
+
+def _range_of(value: object, least: int, most: int) -> int | tuple[int, int]:
     texts = (
         str(value).split(":")
         if isinstance(value, (int, str))
@@ -136,14 +162,14 @@ def workers_of(value: object) -> Workers:
         if isinstance(value, (list, tuple))
         else []
     )
-    if len(texts) not in (1, 2) or not all(text.strip().isdecimal() and int(text) <= MOST_WORKERS for text in texts):
-        raise ValueError(f"a number from 0 to {MOST_WORKERS}, or min:max such as 1:4")
-    least, most = int(texts[0]), int(texts[-1])
-    if len(texts) == 1:
-        return least
-    if not 1 <= least <= most:
-        raise ValueError("min:max with 1 <= min <= max")
-    return least, most
+    if len(texts) not in (1, 2) or not all(text.strip().isdecimal() and int(text) <= most for text in texts):
+        raise ValueError(f"a number from {least} to {most}, or min:max such as 1:4")
+    low, high = int(texts[0]), int(texts[-1])
+    if len(texts) == 1 and low >= least:
+        return low
+    if not 1 <= low <= high:
+        raise ValueError("min:max with 1 <= min <= max" if len(texts) == 2 else f"at least {least}")
+    return low, high
 
 
 def load(root: Path | str | None = None, environ: Mapping[str, str] | None = None, **flags: Any) -> Settings:

@@ -16,11 +16,16 @@ from ct.registry.routes import Route
 from ct.serving import paths
 from ct.serving.access import Access, App, Gate, hosts
 from ct.serving.endpoint import Endpoint
+from ct.serving.exposition import Sample
+from ct.serving.limits import Limits
 from ct.serving.replica import Replica
+from ct.serving.scrape import Siblings
 from ct.store.journal import Journal
 
 MAX_ONGOING = 256
 MAX_QUEUED = 512
+TARGET_ONGOING = 16
+"""Requests that a replica of an autoscaled endpoint should be answering at once."""
 
 
 class AppArgs(BaseModel):
@@ -33,7 +38,7 @@ class AppArgs(BaseModel):
 
     endpoint: str
     root: str | None = None
-    replicas: int | None = None
+    replicas: int | str | tuple[int, int] | None = None
     database_url: str | None = None
     storage: str | None = None
     online_url: str | None = None
@@ -56,12 +61,16 @@ class EndpointReplica:
         place = parsed.settings()
         self._replica, self._gate = Replica(place, parsed.endpoint), Gate(place)
         self._hosts = hosts(place, place.host)
+        known = serve.get_replica_context()
+        self._replica.known_as = known.replica_tag
+        self._replica.siblings = Siblings(known.app_name, known.deployment, known.replica_tag)
         self._polling: tuple[asyncio.Task[None], ...] = ()
 
     def __serve_build_asgi_app__(self) -> App:
         """The ASGI application, asked for by Serve once."""
         telemetry = self._replica.telemetry
-        return Access(Endpoint(self._replica), self._gate, paths.found, hosts=self._hosts, answered=telemetry.answered)
+        inside = Access(Endpoint(self._replica), self._gate, paths.found, hosts=self._hosts, answered=telemetry.answered)
+        return Limits(inside, self._replica.settings, answered=telemetry.answered)
 
     async def stage(self, version: str, manifest: str) -> str:
         """Load a version beside the others. Returns the replica's name."""
@@ -72,6 +81,11 @@ class EndpointReplica:
         """Put a route in force. Returns the epoch in force."""
         self._poll()
         return self._replica.activate(Route.from_json(route))
+
+    async def samples(self) -> tuple[str, list[Sample]]:
+        """How Serve calls this replica, and what it counted. A sibling asks for its scrape."""
+        self._poll()
+        return await self._replica.samples()
 
     async def state(self) -> dict[str, Any]:
         """What this replica holds."""
@@ -100,7 +114,7 @@ def build(args: AppArgs) -> serve.Application:
     binds.check(place, bound, Journal(place.database))
     deployment = serve.deployment(
         name="endpoint",
-        num_replicas=place.replicas,
+        **_scale(place),
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_QUEUED,
         health_check_period_s=2,
@@ -109,6 +123,21 @@ def build(args: AppArgs) -> serve.Application:
         logging_config={"enable_access_log": False},
     )(EndpointReplica)
     return deployment.bind(args.model_dump() | {"root": str(place.root)})
+
+
+def _scale(place: settings.Settings) -> dict[str, Any]:
+    """So many replicas, or as many as keep each near TARGET_ONGOING requests at once.
+
+    Serve counts what each replica is answering and keeps waiting, behind HAProxy too. It adds within seconds and takes away after minutes,
+    for a replica needs seconds to start and verify its versions.
+    """
+    least, most = place.replica_range
+    if least == most:
+        return {"num_replicas": least}
+    pace = {"look_back_period_s": 10, "metrics_interval_s": 1, "upscale_delay_s": 5, "downscale_delay_s": 300}
+    return {
+        "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": TARGET_ONGOING, **pace}
+    }
 
 
 def _bound(args: AppArgs) -> str:

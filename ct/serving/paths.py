@@ -12,7 +12,7 @@ JSON = "application/json"
 BINARY = "application/octet-stream"
 ARROW = "application/vnd.apache.arrow.stream"
 
-_PARTS = {"model": "[a-z0-9_-]{1,63}", "version": "[a-z0-9]{1,20}", "table": "[a-z0-9_-]{1,63}"}
+PARTS = {"model": "[a-z0-9_-]{1,63}", "version": "[a-z0-9]{1,20}", "table": "[a-z0-9_-]{1,63}"}
 _READS = ("GET", "HEAD")
 
 
@@ -30,7 +30,7 @@ class Path:
 
 
 def _path(name: str, methods: tuple[str, ...], template: str, role: Role, summary: str, takes: tuple[str, ...] = ()) -> Path:
-    pattern = re.sub(r"\{(\w+)\}", lambda found: f"(?P<{found[1]}>{_PARTS[found[1]]})", template)
+    pattern = re.sub(r"\{(\w+)\}", lambda found: f"(?P<{found[1]}>{PARTS[found[1]]})", template)
     return Path(name, methods, re.compile(pattern), role, template, summary, takes)
 
 

@@ -15,6 +15,7 @@ from tiny import ROW, Project
 from ct.data import labels, predictions
 from ct.registry.routes import Route
 from ct.serving.endpoint import Endpoint
+from ct.serving.limits import Limits
 from ct.serving.replica import Replica
 
 Client = httpx.AsyncClient
@@ -23,7 +24,8 @@ Client = httpx.AsyncClient
 @asynccontextmanager
 async def client(project: Project) -> AsyncIterator[tuple[Client, Replica]]:
     replica = Replica(project.settings, "tiny")
-    transport = httpx.ASGITransport(app=Endpoint(replica))
+    limited = Limits(Endpoint(replica), project.settings, answered=replica.telemetry.answered)
+    transport = httpx.ASGITransport(app=limited)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as made:
         yield made, replica
 
@@ -85,8 +87,8 @@ def lacking(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "body", "status", "field"),
     [
-        ("/predict", b'{"instances": [{"distance": NaN}]}', 400, ""),
-        ("/predict", b'{"distance": Infinity}', 400, ""),
+        ("/predict", b'{"instances": [{"distance": NaN}]}', 422, ""),
+        ("/predict", b'{"distance": Infinity}', 422, ""),
         ("/predict", b"\xff\xfe", 400, ""),
         ("/predict", b"[" * 2000, 400, ""),
         ("/predict", b"", 400, ""),
@@ -98,7 +100,7 @@ def lacking(name: str) -> dict[str, Any]:
         ("/predict", lacking("distance"), 422, "0.distance"),
         ("/predict", {**ROW, "surprise": 1}, 422, "0.surprise"),
         ("/predict", {**ROW, "distance": "far"}, 422, "0.distance"),
-        ("/predict", b'{"distance": 1e999}', 400, ""),
+        ("/predict", b'{"distance": 1e999}', 422, ""),
         ("/predict", {**ROW, "line": 7}, 422, "0.line"),
         ("/predict", {**ROW, "leaves": "2024-05-01T10:00:00"}, 422, "0.leaves"),
         ("/predict", {**ROW, "leaves": None}, 422, "0.leaves"),
@@ -120,7 +122,8 @@ def test_bad_input_is_named(project: Project, path: str, body: Any, status: int,
     said = found.json()
     assert found.status_code == status, found.text
     assert said["request_id"] == "r-7" == found.headers["x-request-id"]
-    assert set(said) == {"error", "found", "expected", "remedy", "field", "request_id"}
+    assert said["code"] == status
+    assert set(said) == {"code", "error", "found", "expected", "remedy", "field", "request_id"}
     assert said["found"]
     assert not field or said["field"] == field
     assert records(project) == []
@@ -138,7 +141,7 @@ def test_size_and_type_are_refused_before_the_body_is_read(project: Project) -> 
 
     assert run(project, endless).status_code == 413
     assert run(project, post("/predict", ROW, headers={"content-length": "1000000"})).status_code == 413
-    assert run(project, post("/predict", ROW, headers={"content-length": "-3"})).status_code == 413
+    assert run(project, post("/predict", ROW, headers={"content-length": "-3"})).status_code == 400
     assert run(project, post("/predict", ROW, headers={"content-type": "text/csv"})).status_code == 415
     assert run(project, post("/predict", ROW, method="DELETE")).status_code == 405
     assert run(project, post("/predict", ROW, method="GET")).status_code == 405

@@ -77,7 +77,8 @@ class Load:
         while not self._stop.is_set():
             at += 1
             try:
-                connection.request("POST", "/predict", json.dumps({**ROW, "trip": f"{number}-{at}"}))
+                asked = json.dumps({**ROW, "trip": f"{number}-{at}"})
+                connection.request("POST", "/predict", asked, {"content-type": "application/json"})
                 answer = connection.getresponse()
                 body = answer.read()
             except (OSError, http.client.HTTPException) as error:
