@@ -124,13 +124,14 @@ class Inbox:
     def _roll(self) -> None:
         self._seal()
         path = self._folder / f"{self._replica}-{self._number:06d}.log"
+        self._number += 1  # first of all: what a failure leaves behind is never in the way of the next segment
         part = path.with_suffix(".part")
         self._handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         # The lock is held as long as more may follow: so the committer sees which segments are done, even of killed replicas.
         # It is taken before the segment has its name, so that no segment is ever seen unlocked and unfinished.
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         os.rename(part, path)
-        self._number, self._size = self._number + 1, 0
+        self._size = 0
         sync_folder(self._folder)
 
     def _seal(self) -> None:
