@@ -14,9 +14,10 @@ from ct.errors import Corrupt, CtError, InvalidRequest, NotFound
 from ct.features import online
 from ct.registry import routes
 from ct.registry.routes import Route
-from ct.serving import answers, veil
+from ct.serving import answers, scrape, veil
 from ct.serving.answering import Answering
 from ct.serving.answers import Answer
+from ct.serving.exposition import Sample
 from ct.serving.slots import Slots
 from ct.serving.telemetry import Telemetry
 from ct.settings import Settings
@@ -32,7 +33,8 @@ class Replica:
 
     def __init__(self, settings: Settings, endpoint: str) -> None:
         self.settings, self.endpoint = settings, endpoint
-        self.name = secrets.token_hex(4)
+        self.name = self.known_as = secrets.token_hex(4)
+        self.siblings: scrape.Siblings | None = None
         self.slots = Slots(Artifacts(settings.place("artifacts"), Keys(settings.trusted_keys)))
         self.telemetry = Telemetry(endpoint)
         self._journal = Journal(settings.database)
@@ -100,15 +102,21 @@ class Replica:
                 self.telemetry.fault(type(error).__name__)
 
     async def metrics(self) -> str:
-        """Counters, what is in force, and how new what the online store holds is, in the Prometheus text format."""
+        """What all replicas of the endpoint count and hold, in the Prometheus text format, see scrape.py."""
+        _, own = await self.samples()
+        others = await self.siblings.ask() if self.siblings is not None else {}
+        least, _ = self.settings.replica_range
+        return scrape.text(self.endpoint, {self.known_as: own, **others}, least)
+
+    async def samples(self) -> tuple[str, list[Sample]]:
+        """How Serve calls this replica, and its counters, what is in force, and how new what the online store holds is."""
         try:
             fresh = self._online.freshness() if self._online.near else await asyncio.to_thread(self._online.freshness)
         except CtError as error:
             self.telemetry.fault(type(error).__name__)
             fresh = ()
-        state, live = self.state(), self.slots.live
-        given = {name: state[name] for name in ("epoch", "in_flight", "circuit_open")}
-        return self.telemetry.text(weight=live.route.weight if live else 0, freshness=fresh, **given)
+        info: Sample = ("ct_replica_info", {"endpoint": self.endpoint, "name": self.name}, 1)
+        return self.known_as, [info, *self.telemetry.samples(self.slots, fresh)]
 
     def state(self) -> dict[str, Any]:
         """What this replica holds."""
