@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -200,3 +201,23 @@ def _replicas(place: settings.Settings) -> list[int]:
     listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(None, 1) for line in listed.splitlines()]
     return [int(pid) for pid, args in rows if "ServeReplica" in args and os.getsid(int(pid)) == head["pid"]]
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux' table of sockets")
+def test_haproxys_own_pages_are_open_to_this_machine_only(live: Live) -> None:
+    """Serve's template binds them to every interface; so would the port of the endpoint be, were it told to."""
+    head = json.loads((live.project.settings.home / "ray.json").read_text())
+    (config,) = Path(head["folder"]).rglob("haproxy.cfg")
+    text = config.read_text()
+    ports = {int(found) for found in re.findall(r"^ +bind \S*:(\d+)", text, re.MULTILINE)}
+    assert len(ports) == 3
+    assert live.port in ports
+    assert "timeout http-request 10s" in text
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            address, state = row.split()[1], row.split()[3]
+            host, _, port = address.partition(":")
+            if state == "0A" and int(port, 16) in ports:
+                listening.add((int(port, 16), host))
+    assert listening == {(port, "0100007F") for port in ports}
