@@ -132,7 +132,7 @@ class _Line:
 
     def _try(self, path: str, body: str) -> tuple[int, bytes]:
         try:
-            self._connection.request("POST", path, body)
+            self._connection.request("POST", path, body, {"content-type": "application/json"})
             answer = self._connection.getresponse()
             return answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
