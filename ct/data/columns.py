@@ -127,17 +127,19 @@ def codes(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], list[str]]:
 
 
 def from_rows(
-    rows: Sequence[Mapping[str, Any]], kinds: Mapping[str, str], *, optional: frozenset[str] = frozenset()
+    rows: Sequence[Mapping[str, Any]],
+    kinds: Mapping[str, str],
+    *,
+    optional: frozenset[str] = frozenset(),
+    times: Sequence[str] = (),
 ) -> dict[str, NDArray[Any]]:
-    """JSON rows → columns as `to_columns` makes them. `optional` columns may be absent from a row and are then missing.
+    """JSON rows → columns as `to_columns` makes them. `optional` columns may be absent from a row and are then missing; `times` must be there.
 
     Raises InvalidRequest naming the first field that is absent, unknown or of another type. null is a missing value.
     """
     for index, row in enumerate(rows):
         if not isinstance(row, Mapping):
-            raise InvalidRequest(
-                f"row {index} is {type(row).__name__}", "an object of fields", "send one object a row", field=str(index)
-            )
+            raise _no_row(row, index)
         if row.keys() != kinds.keys():
             _fields(index, row, kinds, optional)
     made: dict[str, NDArray[Any]] = {}
@@ -145,6 +147,25 @@ def from_rows(
         read = _READERS[kind]
         values = [None if (value := row.get(name)) is None else read(value, name, index) for index, row in enumerate(rows)]
         made[name] = column_of(values, kind)
+    for name in times:
+        if len(absent := np.flatnonzero(made[name] == NO_TIME)):
+            raise _no_time(name, int(absent[0]))
+    return made
+
+
+def from_row(row: object, kinds: Mapping[str, str], *, times: Sequence[str] = ()) -> dict[str, Any]:
+    """One JSON row → plain values, None for missing; `column_of` makes of them what `from_rows` makes of the row. `times` must be there.
+
+    Raises InvalidRequest as `from_rows` does.
+    """
+    if not isinstance(row, Mapping):
+        raise _no_row(row, 0)
+    if row.keys() != kinds.keys():
+        _fields(0, row, kinds, frozenset())
+    made = {name: None if (value := row[name]) is None else _READERS[kind](value, name, 0) for name, kind in kinds.items()}
+    for name in times:
+        if made[name] is None:
+            raise _no_time(name, 0)
     return made
 
 
@@ -176,6 +197,16 @@ def _fields(index: int, row: Mapping[str, Any], kinds: Mapping[str, str], option
                 "add it; null means missing",
                 field=f"{index}.{name}",
             )
+
+
+def _no_row(row: object, index: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"row {index} is {type(row).__name__}", "an object of fields", "send one object a row", field=str(index)
+    )
+
+
+def _no_time(name: str, index: int) -> InvalidRequest:
+    return InvalidRequest(f"row {index} has no {name!r}", "the event time", "send it", field=f"{index}.{name}")
 
 
 def _number(value: Any, name: str, index: int) -> float:

@@ -1,43 +1,63 @@
-"""The way of a request: assign, score, log, answer; a candidate's fallback and its shadow. Knows neither ASGI nor Ray, nor how versions come."""
+"""The way of a request: assign, score, log, answer; a candidate's fallback and its shadow. Knows neither ASGI nor Ray, nor how versions come.
+
+Requests of one row that come while others are being read are scored in one pass and logged by one commit; nobody waits for company.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ct.data import predictions
-from ct.data.columns import NO_TIME, from_rows
-from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
+from ct.data.columns import column_of, from_row, from_rows
+from ct.errors import InvalidRequest, NotFound
 from ct.features.online import OnlineStore
 from ct.features.transform import texts
-from ct.roles import Columns, History
-from ct.serving import answers, veil
+from ct.serving import logged, passes, veil
 from ct.serving.answers import Answer
+from ct.serving.lanes import Lane
+from ct.serving.passes import Outcome, Request, Scored
 from ct.serving.router import STABLE, Assignment, assign
-from ct.serving.runtime import Predictor
 from ct.serving.slots import Live, Slot, Slots
 from ct.serving.telemetry import Telemetry
 
 SHADOWS = 64
+"""So many rows at once may wait for one shadow's scores; further ones are dropped and counted."""
 INLINE_ROWS = 32
-"""Requests of more rows are scored in a thread, so that they do not hold up the others."""
+"""So many rows are scored on the event loop in one go. Requests of more are scored in a thread, so that they do not hold up the others."""
+CANDIDATE_SECONDS, SHADOW_SECONDS = 1.0, 5.0
+"""A candidate that takes longer has failed: stable answers. Every 1,000 rows of a request give a second more."""
+_THREADS = 4
 
 
-@dataclass(frozen=True)
-class _Scored:
-    rows: Columns
-    times: NDArray[np.int64]
-    features: Mapping[str, NDArray[Any]]
-    scores: NDArray[np.float64]
+class Told(Protocol):
+    """The feature flags that a request obeys."""
+
+    @property
+    def canary(self) -> bool:
+        """May candidates answer?"""
+        ...
+
+    @property
+    def shadow(self) -> bool:
+        """May shadows score?"""
+        ...
+
+    @property
+    def log(self) -> str:
+        """ "durable": records are on disk before the answer; "fast": soon after it."""
+        ...
+
+    @property
+    def batching(self) -> bool:
+        """May requests be scored together?"""
+        ...
 
 
 class Answering:
@@ -48,8 +68,12 @@ class Answering:
     ) -> None:
         self.endpoint, self.slots, self.telemetry = endpoint, slots, telemetry
         self.ids: predictions.PredictionIds | None = None
+        self.flags: Told | None = None
         self._online, self._inbox, self._max_rows = store, inbox, max_rows
-        self._shadows: set[asyncio.Task[None]] = set()
+        self._waiting: dict[int, list[Request]] = {}
+        self._lanes: dict[tuple[int, str], tuple[Slot, Lane]] = {}
+        self._shadowed: dict[int, int] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
 
     async def predict(self, rows: Sequence[Mapping[str, Any]], *, unit: str = "", force: str = "", version: str = "") -> Answer:
         """Score rows on the arm their unit belongs to, log them durably, answer. A failing canary is replaced by stable within the request.
@@ -58,50 +82,27 @@ class Answering:
         """
         begun = time.perf_counter()
         live = self.slots.require()
-        self._check_size(rows)
-        rows = veil.of_table(live.personal, live.stable.predictor.spec.table, rows)
-        asked = self._parse(live.stable.predictor, rows)
-        unit = unit or self._keys(live.stable.predictor, asked)[0]
-        where = Assignment(STABLE, forced=True) if version else self._assign(live, asked, unit, force)
-        slot, arm, error = self._choose(live, where, version)
-        scored, fault = await self._try(slot, rows, asked if slot is live.stable else None)
-        if arm in live.circuits:
-            live.circuits[arm].record(scored is not None)
-        if scored is None and arm in live.candidates:
-            slot, arm, error = live.stable, STABLE, fault
-            scored, fault = await self._try(slot, rows, asked)
-        if scored is None:
-            await self._durable(self._inbox.submit(self._failed(live, where, unit, asked, fault, begun)))
-            raise RuntimeError(fault)
-        answer = self._answer(slot, arm, live, scored)
-        took = (time.perf_counter() - begun) * 1000
-        base = {"assigned": where.arm, "forced": where.forced, "error": error, "latency_ms": took, "unit": unit}
-        await self._durable(self._inbox.submit(self._records(slot.predictor, live, answer, scored, base)))
-        self.telemetry.predicted(answer.arm, answer.version, len(rows), time.perf_counter() - begun, bool(error))
-        if where == Assignment(STABLE):
-            for share, candidate in zip(live.route.candidates, live.candidates.values(), strict=True):
-                if share.shadow:
-                    self._shadow(live, candidate, rows, answer)
-        return answer
-
-    def _check_size(self, rows: Sequence[Any]) -> None:
         if not 1 <= len(rows) <= self._max_rows:
             raise InvalidRequest(f"{len(rows)} rows", f"1 to {self._max_rows} rows", "split the request", field="instances")
-
-    def _parse(self, predictor: Predictor, rows: Sequence[Mapping[str, Any]]) -> Columns:
-        columns = from_rows(rows, predictor.spec.request)
-        times = columns[predictor.spec.time]
-        if len(absent := np.flatnonzero(times == NO_TIME)):
-            name = predictor.spec.time
-            raise InvalidRequest(f"row {absent[0]} has no {name!r}", "the event time", "send it", field=f"{absent[0]}.{name}")
-        return columns
-
-    def _assign(self, live: Live, asked: Columns, unit: str, force: str) -> Assignment:
-        """The arm of a request. All its rows go the way of its first: one request, one version."""
-        context: dict[str, str | None] = {}
-        if live.route.only or live.route.without:
-            context = {name: texts(asked, name)[0] for name in {*live.route.only, *live.route.without} if name in asked}
-        return assign(live.route, unit, force, context)
+        predictor = live.stable.predictor
+        spec = predictor.spec
+        rows = veil.of_table(live.personal, spec.table, rows)
+        read = columns = None
+        if len(rows) == 1:
+            read = from_row(rows[0], spec.request, times=(spec.time,))
+            unit = unit or logged.key(read, predictor)
+        else:
+            columns = from_rows(rows, spec.request, times=(spec.time,))
+            unit = unit or logged.keys(predictor, columns)[0]
+        off = bool(version) or (self.flags is not None and not self.flags.canary and not force)
+        where = Assignment(STABLE, forced=True) if off else assign(live.route, unit, force, _context(live, read, columns))
+        slot, arm, error = self._choose(live, where, version)
+        answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        request = Request(live, rows, read, columns, unit, where, slot, arm, error, begun, answered)
+        self._put(request)
+        answer = await answered
+        self.telemetry.predicted(answer.arm, answer.version, len(rows), time.perf_counter() - begun, bool(request.error))
+        return answer
 
     def _choose(self, live: Live, where: Assignment, version: str) -> tuple[Slot, str, str]:
         if version:
@@ -115,152 +116,205 @@ class Answering:
             return live.stable, STABLE, "circuit open"
         return live.slot(where.arm), where.arm, ""
 
-    async def _try(self, slot: Slot, rows: Sequence[Mapping[str, Any]], asked: Columns | None) -> tuple[_Scored | None, str]:
-        """Score; a version's failure of any kind is returned as text. Many rows are scored beside the event loop."""
-        with slot.using() as predictor:
-            try:
-                columns = self._parse(predictor, rows) if asked is None else asked
-            except Exception as error:
-                return None, _said(error)
-            history = await self._history(predictor, columns)  # what fails here is no fault of the version
-            try:
-                if len(rows) <= INLINE_ROWS:
-                    return self._score(predictor, columns, history), ""
-                return await asyncio.to_thread(self._score, predictor, columns, history), ""
-            except Exception as error:
-                return None, _said(error)
+    # -- passes
 
-    async def _history(self, predictor: Predictor, columns: Columns) -> History:
-        """What is known of the rows' entities; a server is waited for beside the event loop. Raises Unavailable."""
-        look = partial(self._online.history, columns, predictor.lookups)
-        inline = self._online.near and len(columns[predictor.spec.time]) <= INLINE_ROWS
-        return look() if inline else await asyncio.to_thread(look)
-
-    def _score(self, predictor: Predictor, columns: Columns, history: History) -> _Scored:
-        times = columns[predictor.spec.time]
-        scores, features = predictor.score(columns, times, history)
-        if not np.isfinite(scores).all():
-            raise Unavailable("the model gave a score that is no number", "finite scores", "roll the version back")
-        return _Scored(columns, times, features, scores)
-
-    def _answer(self, slot: Slot, arm: str, live: Live, scored: _Scored) -> Answer:
-        assert self.ids is not None, "a live route has set the ids"
-        ids = tuple(self.ids.new() for _ in scored.scores)
-        model = slot.predictor
-        return Answer(ids, scored.scores, model.objective, model.threshold, model.version, arm, live.route.epoch)
-
-    def _keys(self, predictor: Predictor, columns: Columns) -> list[str]:
-        return ["|".join(map(str, key)) for key in zip(*(columns[name] for name in predictor.spec.key), strict=True)]
-
-    def _records(
-        self, predictor: Predictor, live: Live, answer: Answer, scored: _Scored, base: Mapping[str, Any]
-    ) -> list[dict[str, Any]]:
-        now, spec = _now(), predictor.spec
-        common = {
-            "kind": "prediction",
-            "t": now,
-            "endpoint": self.endpoint,
-            "version": answer.version,
-            "arm": answer.arm,
-            "epoch": answer.epoch,
-            "weight": live.route.weight,
-            **base,
-        }
-        told = answers.logged(answer.objective, answer.scores)
-        keys, segments = self._keys(predictor, scored.rows), {name: texts(scored.rows, name) for name in spec.segments}
-        return [
-            {
-                **common,
-                "id": answer.ids[at],
-                "event_time": int(scored.times[at]),
-                **told[at],
-                "key": keys[at],
-                "context": {name: values[at] for name, values in segments.items()},
-                "request": {name: _plain(values[at]) for name, values in scored.rows.items()},
-                "features": {name: _plain(values[at]) for name, values in scored.features.items()},
-            }
-            for at in range(len(keys))
-        ]
-
-    def _failed(
-        self, live: Live, where: Assignment, unit: str, asked: Columns, fault: str, begun: float
-    ) -> list[dict[str, Any]]:
-        """The records of rows that nobody could score: they count as errors of the arm they were assigned to."""
-        assert self.ids is not None, "a live route has set the ids"
-        predictor, took = live.stable.predictor, (time.perf_counter() - begun) * 1000
-        none = np.full((len(asked[predictor.spec.time]), predictor.objective.outputs), np.nan)
-        scored = _Scored(asked, asked[predictor.spec.time], {}, none if none.shape[1] > 1 else none[:, 0])
-        answer = self._answer(live.stable, STABLE, live, scored)
-        base = {"assigned": where.arm, "forced": where.forced, "error": fault, "latency_ms": took, "unit": unit}
-        records = self._records(predictor, live, answer, scored, base)
-        return [{**record, "score": None, "scores": {}} for record in records]
-
-    async def _durable(self, done: Future[None]) -> None:
-        await asyncio.wrap_future(done)
-
-    def _shadow(self, live: Live, slot: Slot, rows: Sequence[Mapping[str, Any]], answer: Answer) -> None:
-        """Score the same rows on the canary after the answer has gone, unless too many are waiting: then the copy is dropped."""
-        if len(self._shadows) >= SHADOWS:
-            self.telemetry.shadow_dropped()
+    def _put(self, request: Request) -> None:
+        """Have a request scored: alone, or with those that come until the loop turns again."""
+        slot = request.slot
+        slot.in_flight += 1
+        batching = self.flags is None or self.flags.batching
+        if request.read is None or not batching or not slot.predictor.steady:
+            self._pass(slot, [request])
             return
-        task = asyncio.create_task(self._score_shadow(live, slot, rows, answer))
-        self._shadows.add(task)
-        task.add_done_callback(self._shadows.discard)
+        waiting = self._waiting.get(id(slot))
+        if waiting is not None:
+            waiting.append(request)
+            return
+        self._waiting[id(slot)] = [request]
+        asyncio.get_running_loop().call_soon(self._turn, slot)
 
-    async def _score_shadow(self, live: Live, slot: Slot, rows: Sequence[Mapping[str, Any]], answer: Answer) -> None:
-        await asyncio.sleep(0)
-        begun = time.perf_counter()
+    def _turn(self, slot: Slot) -> None:
+        waiting = self._waiting.pop(id(slot))
+        for at in range(0, len(waiting), INLINE_ROWS):
+            self._pass(slot, waiting[at : at + INLINE_ROWS])
+
+    def _pass(self, slot: Slot, requests: list[Request]) -> None:
+        """Score requests of one slot. Stable's few rows are scored here; what is many, far or not yet trusted, beside the event loop."""
+        work = partial(passes.run, slot.predictor, requests, self._online)
+        trusted = slot is requests[0].live.stable
+        if trusted and self._online.near and sum(len(request.rows) for request in requests) <= INLINE_ROWS:
+            self._told(slot, requests, work())
+            return
+        self._begin(self._beside(slot, requests, work, trusted))
+
+    async def _beside(self, slot: Slot, requests: list[Request], work: Callable[[], list[Outcome]], trusted: bool) -> None:
         try:
-            scored, fault = await self._try(slot, rows, None)
-        except CtError as error:
-            scored, fault = None, _said(error)
-        took = (time.perf_counter() - begun) * 1000
-        told = answers.logged(slot.predictor.objective, scored.scores) if scored else []
-        common = {
-            "kind": "shadow",
-            "t": _now(),
-            "endpoint": self.endpoint,
-            "version": slot.predictor.version,
-            "arm": "shadow",
-            "epoch": live.route.epoch,
-        }
-        records = [
-            {
-                **common,
-                "id": f"{name}.{slot.predictor.version}",
-                "of": name,
-                "weight": live.route.weight,
-                "assigned": "shadow",
-                "forced": False,
-                "error": fault,
-                "latency_ms": took,
-                "event_time": int(scored.times[at]) if scored else 0,
-                **(told[at] if scored else {"score": None, "scores": {}}),
-                "context": {},
-                "request": {},
-                "features": {},
-                "unit": "",
-                "key": "",
-            }
-            for at, name in enumerate(answer.ids)
-        ]
-        try:
-            await self._durable(self._inbox.submit(records))
-        except CtError as error:
+            if trusted:
+                outcomes = await asyncio.to_thread(work)
+            else:
+                seconds = CANDIDATE_SECONDS + sum(len(request.rows) for request in requests) / 1000
+                outcomes = await self._lane(slot, "candidate", INLINE_ROWS).call(work, seconds)
+        except Exception as error:
+            outcomes = [passes.said(error)] * len(requests)
+        self._told(slot, requests, outcomes)
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _lane(self, slot: Slot, kind: str, waiting: int) -> Lane:
+        found = self._lanes.get((id(slot), kind))
+        if found is None or found[0] is not slot:
+            kept = set(map(id, self.slots.loaded.values()))
+            self._lanes = {name: held for name, held in self._lanes.items() if name[0] in kept}
+            lane = Lane(f"{kind} {slot.predictor.version}", threads=_THREADS, waiting=waiting)
+            found = self._lanes[id(slot), kind] = slot, lane
+        return found[1]
+
+    def _told(self, slot: Slot, requests: list[Request], outcomes: list[Outcome]) -> None:
+        """Go on with each request of a pass: log and answer it, or give it to stable, or say what went wrong."""
+        slot.in_flight -= len(requests)
+        done: dict[int, tuple[Scored, list[Request]]] = {}
+        for request, outcome in zip(requests, outcomes, strict=True):
+            live, arm = request.live, request.arm
+            if isinstance(outcome, Exception):
+                _fail(request, outcome)
+                continue
+            if arm in live.circuits:
+                live.circuits[arm].record(not isinstance(outcome, str))
+            if not isinstance(outcome, str):
+                done.setdefault(id(outcome[0]), (outcome[0], []))[1].append(request)
+            elif arm in live.candidates:
+                request.slot, request.arm, request.error = live.stable, STABLE, outcome
+                self._put(request)
+            else:
+                self._give_up(request, outcome)
+        for scored, some in done.values():
+            try:
+                self._keep(slot, scored, some, self._answers(slot, scored, some))
+            except Exception as error:
+                for request in some:
+                    _fail(request, error)
+
+    def _answers(self, slot: Slot, scored: Scored, requests: list[Request]) -> list[Answer]:
+        assert self.ids is not None, "a live route has set the ids"
+        made, model, at = [], slot.predictor, 0
+        for request in requests:
+            count = len(request.rows)
+            ids = tuple(self.ids.new() for _ in range(count))
+            scores = scored.scores[at : at + count]
+            route = request.live.route
+            made.append(Answer(ids, scores, model.objective, model.threshold, model.version, request.arm, route.epoch))
+            at += count
+        return made
+
+    def _keep(self, slot: Slot, scored: Scored, requests: list[Request], given: list[Answer]) -> None:
+        """Log a pass, then answer its requests; then its shadows."""
+        pairs = list(zip(requests, given, strict=True))
+        records = logged.predictions(self.endpoint, slot.predictor, pairs, scored)
+        self._log(records, partial(self._answer, pairs))
+
+    def _log(self, records: list[dict[str, Any]], then: Callable[[BaseException | None], None]) -> None:
+        """Log records, then say how that went: once they are on disk, or at once where the flags say "fast"."""
+        written, loop = self._inbox.submit(records), asyncio.get_running_loop()
+        if self.flags is not None and self.flags.log == "fast":
+            written.add_done_callback(self._late)
+            then(None)
+            return
+        written.add_done_callback(lambda _: loop.call_soon_threadsafe(then, written.exception()))
+
+    def _late(self, written: Future[None]) -> None:
+        if (error := written.exception()) is not None:
             self.telemetry.fault(type(error).__name__)
 
+    def _answer(self, pairs: Sequence[tuple[Request, Answer]], error: BaseException | None) -> None:
+        for request, answer in pairs:
+            if request.answered.done():
+                continue  # the client has gone
+            if error is None:
+                request.answered.set_result(answer)
+            else:
+                request.answered.set_exception(error)
+        if error is None:
+            self._shadow(pairs)
 
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]
+    def _give_up(self, request: Request, fault: str) -> None:
+        """Log that nobody could score a request, then say so."""
+        assert self.ids is not None, "a live route has set the ids"
+        stable = request.live.stable.predictor
+        count, outputs = len(request.rows), stable.objective.outputs
+        none = np.full((count, outputs) if outputs > 1 else count, np.nan)
+        ids, epoch = tuple(self.ids.new() for _ in range(count)), request.live.route.epoch
+        answer = Answer(ids, none, stable.objective, stable.threshold, stable.version, STABLE, epoch)
+        asked = request.columns
+        if asked is None:
+            assert request.read is not None, "one row is read alone"
+            asked = {name: column_of([request.read[name]], kind) for name, kind in stable.spec.request.items()}
+        request.error = fault
+        records = logged.failed(self.endpoint, request, answer, asked)
+        self._log(records, lambda error: _fail(request, error or RuntimeError(fault)))
+
+    # -- shadows
+
+    def _shadow(self, pairs: Sequence[tuple[Request, Answer]]) -> None:
+        """Have the shadows score what stable has answered, unless too much is waiting there: then the copies are dropped and counted."""
+        if self.flags is not None and not self.flags.shadow:
+            return
+        by_slot: dict[int, tuple[Slot, list[tuple[Request, Answer]]]] = {}
+        for request, answer in pairs:
+            live = request.live
+            if request.where != Assignment(STABLE):
+                continue
+            for share, slot in zip(live.route.candidates, live.candidates.values(), strict=True):
+                if not share.shadow:
+                    continue
+                waiting = self._shadowed.get(id(slot), 0)
+                if self._lane(slot, "shadow", SHADOWS).full or (waiting and waiting + len(answer.ids) > SHADOWS):
+                    self.telemetry.shadow_dropped()
+                    continue
+                self._shadowed[id(slot)] = waiting + len(answer.ids)
+                by_slot.setdefault(id(slot), (slot, []))[1].append((request, answer))
+        for slot, some in by_slot.values():
+            together = slot.predictor.steady and all(request.read is not None for request, _ in some)
+            for part in [some] if together else [[one] for one in some]:
+                self._begin(self._score_shadow(slot, part))
+
+    async def _score_shadow(self, slot: Slot, pairs: list[tuple[Request, Answer]]) -> None:
+        slot.in_flight += len(pairs)
+        begun, requests = time.perf_counter(), [request for request, _ in pairs]
+        outcomes: list[Outcome]
+        try:
+            work = partial(passes.run, slot.predictor, requests, self._online)
+            outcomes = list(await self._lane(slot, "shadow", SHADOWS).call(work, SHADOW_SECONDS))
+        except Exception as error:
+            outcomes = [passes.said(error)] * len(pairs)
+        finally:
+            slot.in_flight -= len(pairs)
+            left = self._shadowed.get(id(slot), 0) - sum(len(answer.ids) for _, answer in pairs)
+            self._shadowed.pop(id(slot), None)
+            if left > 0:
+                self._shadowed[id(slot)] = left
+        told = [
+            (request, answer, passes.said(outcome) if isinstance(outcome, Exception) else outcome)
+            for (request, answer), outcome in zip(pairs, outcomes, strict=True)
+        ]
+        records = logged.shadows(self.endpoint, slot.predictor, told, time.perf_counter() - begun)
+        self._inbox.submit(records).add_done_callback(self._late)
 
 
-def _plain(value: Any) -> Any:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, np.integer):
-        return None if int(value) == NO_TIME else int(value)
-    return None if math.isnan(value) else float(value)
+def _context(live: Live, read: Mapping[str, Any] | None, columns: Mapping[str, Any] | None) -> dict[str, str | None]:
+    """The segments of a request that the route asks for. All its rows go the way of its first: one request, one version."""
+    route = live.route
+    if not (route.only or route.without):
+        return {}
+    kinds, found = live.stable.predictor.spec.request, dict[str, str | None]()
+    for name in {*route.only, *route.without} & kinds.keys():
+        values = column_of([read[name]], kinds[name]) if read is not None else (columns or {})[name]
+        found[name] = texts({name: values}, name)[0]
+    return found
 
 
-def _now() -> int:
-    return time.time_ns() // 1000
+def _fail(request: Request, error: BaseException) -> None:
+    if not request.answered.done():
+        request.answered.set_exception(error)

@@ -124,6 +124,7 @@ class Slots:
             begun = monotonic()
             # Loading runs the golden rows, which warms it up.
             predictor = Predictor.load(files.fetch(self._artifacts, manifest))
+            _ = predictor.steady  # measured now, not within a request
             slot = self._loaded[version] = Slot(manifest, predictor, monotonic() - begun, monotonic())
             return slot
 
