@@ -103,11 +103,12 @@ class EndpointReplica:
             self._polling = (asyncio.create_task(self._replica.keep_converging()), asyncio.create_task(known))
 
 
-def build(args: AppArgs) -> serve.Application:
+def build(args: AppArgs | dict[str, Any]) -> serve.Application:
     """The application of one endpoint. Called by `serve deploy` with the config's args, and by `ct deploy`.
 
     Raises InvalidSettings when Serve listens beyond loopback and the project has no live token.
     """
+    args = AppArgs.model_validate(args)  # `serve deploy` gives a dict, for Serve does not read annotations that are text
     bound = _bound(args)
     args = args.model_copy(update={"host": bound})
     place = args.settings()

@@ -162,8 +162,8 @@ def test_health_and_metadata(project: Project) -> None:
         assert (await made.get("/v2/models/tiny/versions/v9")).status_code == 404
         assert (await made.post("/predict", json=ROW)).status_code == 200
         counted = (await made.get("/metrics")).text
-        assert 'ct_predictions_total{endpoint="tiny",arm="stable",version="v1",replica="%s"} 1' % replica.name in counted
-        assert 'ct_http_responses_total{endpoint="tiny",code="503",replica="%s"} 2' % replica.name in counted
+        assert f'ct_predictions_total{{endpoint="tiny",arm="stable",version="v1",replica="{replica.name}"}} 1' in counted
+        assert f'ct_http_responses_total{{endpoint="tiny",code="503",replica="{replica.name}"}} 2' in counted
 
     run(project, act)
 
