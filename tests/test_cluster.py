@@ -64,3 +64,42 @@ def test_serve_takes_the_configs(name: str) -> None:
         assert application.name == AppArgs(**application.args).endpoint == pipeline[1]
         assert {deployment.name for deployment in application.deployments} <= {"endpoint"}
     assert config.http_options.request_timeout_s is not None
+
+
+def test_no_start_script_leaves_rays_own_authentication_off(cluster: dict[str, Any]) -> None:
+    """Ray 2.60 starts a head without it when nothing is said, and only warns: whoever reaches a port then runs code."""
+    starts = [line for part in ("head", "worker") for line in cluster[f"{part}_start_ray_commands"] if "ray start" in line]
+    assert len(starts) == 2
+    assert all("RAY_AUTH_MODE=token" in line.partition("ray start")[0] for line in starts)
+    assert all("RAY_SERVE_HAPROXY_BINARY_PATH=" in line for line in starts if "ENABLE_HA_PROXY=1" in line)
+    assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
+    assert "--dashboard-host=127.0.0.1" in starts[0]
+
+
+def test_no_page_shows_a_head_without_it() -> None:
+    shown = 0
+    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for block in re.findall(r"^```console\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            before, found, _ = block.partition("ray start")
+            shown += bool(found)
+            assert not found or "RAY_AUTH_MODE=token" in before, page
+    assert shown
+
+
+def test_the_head_that_ct_starts_asks_for_its_own_token(tmp_path: Path) -> None:
+    from ct import settings
+    from ct.serving import local
+
+    place = settings.load(tmp_path, environ={})
+    local._write_token(place)
+    given = local._token_environment(place)
+    assert given["RAY_AUTH_MODE"] == "token"
+    token = Path(given["RAY_AUTH_TOKEN_PATH"])
+    assert token.stat().st_mode & 0o777 == 0o600
+    assert len(token.read_text()) == 64
+
+
+def test_jobs_hold_no_address_and_no_secret() -> None:
+    """They are doors: what they need of both comes from the environment of whoever submits them."""
+    for job in (ROOT / "jobs").glob("*.py"):
+        assert not re.search(r"(?i)token|secret|password|ray\.init|127\.0\.0\.1|https?://", job.read_text()), job
