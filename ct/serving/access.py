@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any, Protocol
 
-import orjson
-
-from ct.errors import CtError, Forbidden, InvalidRequest, InvalidSettings, NotFound, Unauthenticated, Unavailable
+from ct.errors import CtError, InvalidRequest, InvalidSettings, NotFound, Unavailable
 from ct.governance import access, secretfiles
 from ct.governance.access import Gatekeeper, Token
 from ct.governance.binds import loopback
+from ct.serving.replies import App, Receive, Scope, Send, refuse
 from ct.settings import Settings
 from ct.store.journal import Journal
 
 POLL_SECONDS = 1.0
 COPY = "access.json"
-Scope = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
-_STATUS: dict[type[CtError], int] = {Unauthenticated: 401, Forbidden: 403, NotFound: 404, Unavailable: 503}
 
 
 class Door(Protocol):
@@ -119,7 +112,7 @@ class Access:
         try:
             self._admit(scope)
         except CtError as error:
-            await self._refuse(scope, send, error)
+            self._answered(await refuse(scope, send, error))  # at once: nothing of the body has been read
             return
         await self._app(scope, receive, send)
 
@@ -140,23 +133,6 @@ class Access:
         # Of two headers nobody can say which one counts, so neither does.
         secret = access.bearer(shown[0].decode("latin-1")) if len(shown) == 1 else ""
         self._gate.admit(secret, door[0].role)
-
-    async def _refuse(self, scope: Scope, send: Send, error: CtError) -> None:
-        """Answer at once: nothing of the body has been read."""
-        status = error.status if isinstance(error, InvalidRequest) else _STATUS[type(error)]
-        given = next((value for name, value in scope["headers"] if name == b"x-request-id"), b"")
-        request_id = given.decode("latin-1")[:64] or secrets.token_hex(8)
-        body = orjson.dumps({**error.as_dict(), "field": "", "request_id": request_id})
-        headers = {"content-type": "application/json", "content-length": str(len(body)), "x-request-id": request_id}
-        match status:
-            case 401:
-                headers["www-authenticate"] = "Bearer"
-            case 503:
-                headers["retry-after"] = "1"
-        self._answered(status)
-        raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-        await send({"type": "http.response.start", "status": status, "headers": raw})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
 
 def hosts(settings: Settings, bound: str) -> tuple[str, ...]:

@@ -14,11 +14,12 @@ from ct import settings
 from ct.governance import binds
 from ct.registry.routes import Route
 from ct.serving import paths
-from ct.serving.access import Access, App, Gate, hosts
+from ct.serving.access import Access, Gate, hosts
 from ct.serving.endpoint import Endpoint
 from ct.serving.exposition import Sample
 from ct.serving.limits import Limits
 from ct.serving.replica import Replica
+from ct.serving.replies import App
 from ct.serving.scrape import Siblings
 from ct.store.journal import Journal
 
