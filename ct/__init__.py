@@ -44,7 +44,8 @@ if TYPE_CHECKING:
     from ct.features.kinds.ratio import ratio
     from ct.features.kinds.window import window
     from ct.pipeline import Label, Pipeline, SchemaPolicy, Table
-    from ct.rollout.plans import BlueGreen, Canary, Shadow, error_rate, latency, quality
+    from ct.rollout.guards import error_rate, latency, quality
+    from ct.rollout.plans import BlueGreen, Canary, Shadow
     from ct.training import models
     from ct.training.declare import Search, Torch
     from ct.training.ensemble import Ensemble
@@ -159,7 +160,8 @@ _HOMES = {
     "ct.features.kinds.ratio": ("ratio",),
     "ct.features.kinds.window": ("window",),
     "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
-    "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow", "error_rate", "latency", "quality"),
+    "ct.rollout.guards": ("error_rate", "latency", "quality"),
+    "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow"),
     "ct.training.declare": ("Search", "Torch"),
     "ct.training.ensemble": ("Ensemble",),
     "ct.training.search": ("Asha", "Bayes", "Population", "Random"),

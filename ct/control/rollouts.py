@@ -17,7 +17,7 @@ from ct.registry.files import ModelSpec
 from ct.registry.routes import WHOLE, Arm
 from ct.registry.versions import Version
 from ct.rollout import state, verdict
-from ct.rollout.plans import QUANTILES, Latency, Quality
+from ct.rollout.guards import QUANTILES, Latency, Quality
 from ct.rollout.state import Rollout
 from ct.rollout.steps import enter
 from ct.rollout.tally import Tally

@@ -1,186 +1,14 @@
-"""What a user declares of a rollout: its steps (Canary, BlueGreen, Shadow) and its guards. Plans decide nothing; see verdict.py."""
+"""What a user declares of a rollout: how a candidate gets its traffic (Canary, BlueGreen, Shadow). Plans decide nothing; see verdict.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol
 
 from ct.clock import duration
 from ct.errors import InvalidPipeline
-
-if TYPE_CHECKING:
-    from ct.rollout.verdict import Cell
-
-NOISE = 0.01
-"""Added to the share of slow requests that passes: 200 requests of an equal canary stray by this much."""
-QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
-
-
-@runtime_checkable
-class Guard(Protocol):
-    """A bad event that is watched, and how much of it is let pass. A user's own guard has these methods."""
-
-    def metric(self) -> str:
-        """Its name in evidence and reports."""
-        ...
-
-    def events(self, cell: Cell) -> tuple[int, int]:
-        """(requests that could go badly, requests that did) of one cell."""
-        ...
-
-    def ratio(self, stable: float) -> float:
-        """Harm is a canary with more than this many times stable's rate; at least 1. `stable` is the rate seen so far."""
-        ...
-
-    def cap(self) -> float | None:
-        """Harm is also a canary with a rate above this, None for no such limit."""
-        ...
-
-    def allowed(self, stable: float) -> float:
-        """The highest canary rate that passes a step, given stable's rate."""
-        ...
-
-    def needed(self) -> int:
-        """How many requests that could go badly the canary must have had in the whole rollout before a step passes."""
-        ...
-
-    def compares(self) -> bool:
-        """Does it mean nothing without stable beside the canary?"""
-        ...
-
-    def validate(self) -> list[str]:
-        """What is wrong with its fields."""
-        ...
-
-
-@dataclass(frozen=True)
-class ErrorRate:
-    """Failed requests. The canary is harmful when it fails more often than stable, or than `max`."""
-
-    max: float = 0.01
-
-    def metric(self) -> str:
-        return "error_rate"
-
-    def events(self, cell: Cell) -> tuple[int, int]:
-        return cell.total, cell.errors
-
-    def ratio(self, stable: float) -> float:
-        return 1.0
-
-    def cap(self) -> float | None:
-        return self.max
-
-    def allowed(self, stable: float) -> float:
-        return self.max
-
-    def needed(self) -> int:
-        return 0
-
-    def compares(self) -> bool:
-        return False
-
-    def validate(self) -> list[str]:
-        return [] if _number(self.max, 0, 1) else [f"error_rate(max={self.max!r}), expected a share between 0 and 1"]
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Slow requests: those above stable's earlier `quantile`. Harmful is a canary that is slow over `factor` times as often as stable."""
-
-    quantile: str = "p99"
-    factor: float = 1.5
-
-    def metric(self) -> str:
-        return f"latency_{self.quantile}"
-
-    def events(self, cell: Cell) -> tuple[int, int]:
-        return cell.total, cell.slow
-
-    def ratio(self, stable: float) -> float:
-        return self.factor
-
-    def cap(self) -> float | None:
-        return None
-
-    def allowed(self, stable: float) -> float:
-        return min(1.0, self.factor * max(stable, 1 - QUANTILES[self.quantile]) + NOISE)
-
-    def needed(self) -> int:
-        return 0
-
-    def compares(self) -> bool:
-        return False
-
-    def validate(self) -> list[str]:
-        faults = []
-        if self.quantile not in QUANTILES:
-            faults.append(f"latency({self.quantile!r}), expected one of {list(QUANTILES)}")
-        if not _number(self.factor, 1, 1000, low_included=True):
-            faults.append(f"latency(factor={self.factor!r}), expected a number from 1 to 1000")
-        return faults
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Wrong predictions, among those whose truth is known. The canary may be wrong `margin` (a share of rows) more often than stable.
-
-    A number is wrong when it is off by more than `limit`, quantiles when their pinball loss is: None for one learned from stable.
-    """
-
-    margin: float = 0.05
-    min_labels: int = 50
-    limit: float | None = None
-
-    def metric(self) -> str:
-        return "wrong_rate"
-
-    def events(self, cell: Cell) -> tuple[int, int]:
-        return cell.labelled, cell.wrong
-
-    def ratio(self, stable: float) -> float:
-        return 1.0 + self.margin / stable if stable > 0 else 1.0
-
-    def cap(self) -> float | None:
-        return None
-
-    def allowed(self, stable: float) -> float:
-        return min(1.0, stable + self.margin)
-
-    def needed(self) -> int:
-        return self.min_labels
-
-    def compares(self) -> bool:
-        return True
-
-    def validate(self) -> list[str]:
-        faults = []
-        if not _number(self.margin, 0, 1):
-            faults.append(f"quality(margin={self.margin!r}), expected a share between 0 and 1")
-        if not _count(self.min_labels, 0):
-            faults.append(f"quality(min_labels={self.min_labels!r}), expected a whole number")
-        if self.limit is not None and not _number(self.limit, 0, float("inf")):
-            faults.append(f"quality(limit={self.limit!r}), expected a number above 0, or None to learn it from stable")
-        return faults
-
-
-def error_rate(max: float = 0.01) -> ErrorRate:
-    """Guard against failing requests: never more often than stable, and at most a share of `max`."""
-    return ErrorRate(max)
-
-
-def latency(quantile: str = "p99", factor: float = 1.5) -> Latency:
-    """Guard against slow requests: above stable's earlier `quantile` at most `factor` times as often as stable."""
-    return Latency(quantile, factor)
-
-
-def quality(margin: float = 0.05, min_labels: int = 50, limit: float | None = None) -> Quality:
-    """Guard against wrong predictions: at most `margin` more often than stable, judged from `min_labels` labelled rows of the canary on.
-
-    A number or quantiles are wrong when they are off by more than `limit`, which is learned from stable's earlier errors when None.
-    """
-    return Quality(margin, min_labels, limit)
+from ct.rollout.guards import Guard, is_count
 
 
 class Plan(Protocol):
@@ -229,7 +57,7 @@ class Canary:
     def validate(self) -> list[str]:
         """What is wrong with its fields."""
         faults = _plan_faults(self) if self.steps else []
-        if not self.steps or not all(_count(step, 1) and step <= 100 for step in self.steps):
+        if not self.steps or not all(is_count(step, 1) and step <= 100 for step in self.steps):
             faults.append(f"Canary{self.steps!r}, expected percentages from 1 to 100, such as Canary(10, 50, 100)")
         elif list(self.steps) != sorted(set(self.steps)):
             faults.append(f"Canary{self.steps!r}, expected steps that grow")
@@ -292,20 +120,10 @@ def _plan_faults(plan: Canary | BlueGreen | Shadow) -> list[str]:
             faults.append(
                 f"guard {guard!r}, expected ct.error_rate(), ct.latency(), ct.quality() or an object with their methods"
             )
-    if not _count(plan.min_requests, 1):
+    if not is_count(plan.min_requests, 1):
         faults.append(f"min_requests={plan.min_requests!r}, expected a whole number of at least 1; no data is never a pass")
     try:
         duration(plan.deadline)
     except InvalidPipeline as error:
         faults.append(f"deadline: {error}")
     return faults
-
-
-def _number(value: object, low: float, high: float, *, low_included: bool = False) -> bool:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    return (low <= value if low_included else low < value) and value < high
-
-
-def _count(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low

@@ -13,7 +13,8 @@ from typing import Literal
 
 from ct.clock import duration
 from ct.evaluation.stats import above_rate, uneven_split, worse_arm
-from ct.rollout.plans import Guard, Plan
+from ct.rollout.guards import Guard
+from ct.rollout.plans import Plan
 
 ALPHA = 0.05
 SPLIT_LIMIT = 1000.0

@@ -4,7 +4,7 @@ import pytest
 
 import ct
 from ct.ids import describe, fingerprint
-from ct.rollout.plans import Guard
+from ct.rollout.guards import Guard
 from ct.rollout.verdict import Cell, judge
 
 
