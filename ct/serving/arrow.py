@@ -35,7 +35,7 @@ def read(data: bytes, kinds: Mapping[str, str], most: int) -> list[dict[str, Any
                 batch.validate(full=True)
                 batches.append(batch)
             table = pa.Table.from_batches(batches, stream.schema)
-    except (pa.ArrowException, OSError, struct.error) as error:
+    except (pa.ArrowException, OSError, struct.error, UnicodeDecodeError) as error:
         said = str(error).splitlines()[0][:150] if str(error) else "it ends too early"
         raise InvalidRequest(f"the body is no Arrow stream: {said}", "a whole stream", "mend it", status=400) from None
     columns = {name: _plain(name, table[name]) for name in table.column_names}

@@ -89,7 +89,7 @@ def _rows(inputs: Any, rest: memoryview | None, most: int) -> list[dict[str, Any
         name, type_ = item.get("name"), item.get("datatype")
         if not isinstance(name, str) or name in columns:
             raise InvalidRequest(f"tensor {str(name)[:60]!r}", "a new name", "mend it", field=f"inputs.{number}.name")
-        if type_ is not None and type_ != "BYTES" and type_ not in NUMBERS:
+        if type_ is not None and not (isinstance(type_, str) and (type_ == "BYTES" or type_ in NUMBERS)):
             known = ", ".join(sorted([*NUMBERS, "BYTES"]))
             raise InvalidRequest(f"datatype {str(type_)[:40]!r}", known, "convert it", field=f"inputs.{name}")
         size = _parameters(item, f"inputs.{name}").get("binary_data_size")
