@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import threading
 import time
 from collections import Counter
@@ -16,6 +17,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
+
+from ct.control.calls import authorization
 
 HOUR = timedelta(hours=1)
 HOUR_US = 3_600_000_000
@@ -56,6 +59,7 @@ class Replay(threading.Thread):
         self.answers = Answers()
         self.at = start
         self._stop_at, self._rows = stop, rows
+        self._token = authorization(os.environ)
         self._halted = threading.Event()
         self._lock = threading.Lock()
         self._local = threading.local()
@@ -124,7 +128,7 @@ class Replay(threading.Thread):
         try:
             connection = getattr(self._local, "connection", None) or http.client.HTTPConnection(self._address, timeout=30)
             self._local.connection = connection
-            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+            connection.request("POST", path, json.dumps(body), {"content-type": "application/json", **self._token})
             response = connection.getresponse()
             data = response.read()
             if response.status == 200:

@@ -182,7 +182,7 @@ def _appended(journal: Journal, kind: str, said: dict[str, Json], expires: datet
 def _step(held: tuple[Token, ...], event: Event) -> tuple[Token, ...]:
     name = str(event.data.get("name", ""))
     if event.type == "TokenRevoked":
-        return tuple(replace(t, revoked=event.at) if t.name == name and t.revoked is None else t for t in held)
+        return tuple(replace(t, revoked=event.at) if t.name == name and t.live(event.at) else t for t in held)
     if event.type == "TokenRotated":
         until = datetime.fromisoformat(str(event.data["old_until"]))
         ended = (replace(t, expires=min(t.expires or until, until)) if t.name == name else t for t in held)
