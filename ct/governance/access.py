@@ -48,16 +48,15 @@ def may(role: str, needed: str) -> bool:
 
 
 class Gatekeeper:
-    """Tells who calls by the secret they show. Without a token ever made it is `open`; once one was made it never opens again."""
+    """Tells who calls by the secret they show. Without a token ever made it is `open`; once one was made it never opens again.
 
-    def __init__(self, tokens: Iterable[Token], *, clock: Clock | None = None) -> None:
+    `closed` keeps it shut even then: for what listens beyond loopback.
+    """
+
+    def __init__(self, tokens: Iterable[Token], *, closed: bool = False, clock: Clock | None = None) -> None:
         self._tokens = {token.id: token for token in tokens}
         self._clock = clock or SystemClock()
-
-    @property
-    def open(self) -> bool:
-        """Has no token ever been made?"""
-        return not self._tokens
+        self.open = not self._tokens and not closed
 
     def caller(self, secret: str) -> Token:
         """The token that `secret` belongs to. Raises Unauthenticated, in the same words and time whatever is wrong with it.

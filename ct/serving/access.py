@@ -32,11 +32,12 @@ class Door(Protocol):
 class Gate:
     """The tokens in force in this process: read from the journal, kept on local disk for a time without database.
 
-    Where neither is to be had nobody is let in: what is not known is no permission.
+    Where neither is to be had nobody is let in: what is not known is no permission. It is never open to all beyond loopback, whatever an old
+    copy says.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+        self._settings, self._closed = settings, not loopback(settings.host)
         self._journal: Journal | None = None
         self._seen = -1
         self._keeper: Gatekeeper | None = None
@@ -61,7 +62,7 @@ class Gate:
         if version == self._seen:
             return
         held = access.tokens(self._journal)
-        self._keeper, self._seen = Gatekeeper(held), version
+        self._keeper, self._seen = Gatekeeper(held, closed=self._closed), version
         with suppress(OSError):  # the copy is for a bad day; a full disk keeps nobody from a good one
             secretfiles.write(self._settings.home / COPY, json.dumps(access.to_json(held)))
 
@@ -76,9 +77,10 @@ class Gate:
 
     def _kept(self) -> Gatekeeper | None:
         try:
-            return Gatekeeper(access.from_json(json.loads(secretfiles.read(self._settings.home / COPY))))
+            held = access.from_json(json.loads(secretfiles.read(self._settings.home / COPY)))
         except (InvalidSettings, OSError, ValueError, KeyError, TypeError):
             return None
+        return Gatekeeper(held, closed=self._closed)
 
 
 class Access:

@@ -213,6 +213,17 @@ def test_a_gate_learns_of_new_and_revoked_tokens(project: Project) -> None:
             gate.admit(shown, "predict")
 
 
+def test_beyond_loopback_a_gate_is_never_open(project: Project) -> None:
+    """A node that was away since before the first token holds an empty copy, and may start while the database is away."""
+    assert Gate(project.settings).admit("", "admin") is None
+    beyond = project.settings.model_copy(update={"host": "0.0.0.0"})
+    away = beyond.model_copy(update={"database_url": "postgresql+psycopg://nobody@127.0.0.1:1/none"})
+    for place in (beyond, away):
+        with pytest.raises(access.Unauthenticated):
+            Gate(place).admit("", "predict")
+        assert Gate(place).admit("", "") is None
+
+
 def test_a_gate_polls_by_itself(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ct.serving.access.POLL_SECONDS", 0.02)
     gate = Gate(project.settings)
