@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ct.errors import Corrupt, NotFound, Untrusted
@@ -81,6 +81,15 @@ class Artifacts:
     def signed_by(self, digest: str) -> str:
         """The id of the trusted key that signed the manifest `digest`. Raises Untrusted, having parsed nothing of the set."""
         return self.keys.verify(digest, self.signatures(digest))
+
+    def keep(self, digest: str, files: Mapping[str, bytes], signatures: Sequence[bytes]) -> None:
+        """Store the set `digest` that another place gave, with what lies beside it there; damaged bytes are replaced. Raises Corrupt or Unavailable."""
+        manifest = canonical({name: sha256(data) for name, data in files.items()}).encode()
+        if (found := sha256(manifest)) != digest:
+            raise Corrupt(f"the files are those of {found[:12]}", f"the set {digest[:12]}", "read them again")
+        for data in (*files.values(), manifest):
+            self._files.put(_name(sha256(data)), data)
+        self._files.put(_signature(digest), b"\n".join(signatures) + b"\n")
 
     def get_signed(self, digest: str) -> dict[str, bytes]:
         """As `get_set`, after the signature was verified. Raises Untrusted, NotFound, Unavailable or Corrupt."""
