@@ -92,15 +92,17 @@ def off_limit(act: Actor, stable: str) -> float | None:
 
 def _require_same_label(act: Actor, arm: Arm, stable: Arm) -> None:
     """Raises Conflict when the two versions answer different questions: their scores cannot be compared, nor their labels told apart."""
-    ours, theirs = (
-        ModelSpec.from_bytes(files.fetch(act.artifacts, item.manifest)[files.SPEC]).objective for item in (arm, stable)
-    )
+    ours, theirs = _spec(act, arm).objective, _spec(act, stable).objective
     if Objective.from_json(ours) != Objective.from_json(theirs):
         raise Conflict(
             f"{arm.version} predicts {_said(ours)}, stable {stable.version} predicts {_said(theirs)}",
             "two versions for the same label",
             "give the pipeline another name: another label is another endpoint",
         )
+
+
+def _spec(act: Actor, arm: Arm) -> ModelSpec:
+    return ModelSpec.from_bytes(files.fetch(act.artifacts, arm.manifest)[files.SPEC])
 
 
 def _said(objective: Mapping[str, Any]) -> str:
@@ -256,7 +258,8 @@ class Judging:
         if self._rollout != rollout.id:
             self._rollout, self._cursor = rollout.id, None
             label = self._act.pipeline.label
-            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit)
+            cuts = {arm.version: _spec(self._act, arm).threshold for arm in self._act.route().arms}
+            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts)
             self._tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
         records, self._cursor = predictions.read(self._act.settings.inbox, self._cursor)
         self._tally.add(records)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,15 +20,18 @@ def off(objective: Objective, record: Mapping[str, Any], label: float) -> float:
     return sum(max(q * gap, (q - 1) * gap) for q, gap in gaps) / len(gaps)
 
 
-def wrong(objective: Objective, record: Mapping[str, Any], label: float, limit: float | None) -> bool | None:
+def wrong(
+    objective: Objective, record: Mapping[str, Any], label: float, limit: float | None, cuts: Mapping[str, float] | None = None
+) -> bool | None:
     """Is an answer wrong, now that its truth is known? None where that cannot be said.
 
-    binary: score and truth lie on different sides of 1/2. classes: another class was answered. Numbers and quantiles: `off` by more than
-    `limit`, and nobody can say without one; the quantiles' loss rather than whether the truth lies between the outermost, because an answer
-    wide enough would never be wrong then.
+    binary: the label that was told is not the truth; `cuts` has the score from which each version says 1 (1/2 for one that it does not name).
+    classes: another class was answered. Numbers and quantiles: `off` by more than `limit`, and nobody can say without one; the quantiles'
+    loss rather than whether the truth lies between the outermost, because an answer wide enough would never be wrong then.
     """
     if objective.kind == "binary":
-        return (float(record["score"]) >= 0.5) != (label >= 0.5)
+        cut = (cuts or {}).get(record.get("version", ""), 0.5)
+        return (float(record["score"]) >= cut) != (label >= 0.5)
     scores: dict[str, float] = record.get("scores") or {}
     if set(scores) != set(objective.names):
         return None  # answered by a version for another label
@@ -44,6 +48,11 @@ class _Counts:
     slow: int = 0
     labelled: int = 0
     wrong: int = 0
+    units: Counter[str] = field(default_factory=Counter)
+
+
+_Place = tuple[int, str]
+"""The canary's weight, and the arm."""
 
 
 @dataclass
@@ -51,17 +60,20 @@ class Tally:
     """Counts by (canary weight, assigned arm), from `first_epoch` on.
 
     A canary that failed and fell back to stable counts as an error of the canary, to which the request had been assigned.
-    Requests that a header forced onto an arm do not count. See `wrong` for `objective` and `limit`.
+    Requests that a header forced onto an arm do not count. See `wrong` for `objective`, `limit` and `cuts`. Each bad event is also counted
+    by unit: the first that a unit had of its kind, because the requests of one user, who stays on one arm, do not go badly independently.
     """
 
     first_epoch: int
     slow_ms: float
     objective: Objective = BINARY
     limit: float | None = None
-    _cells: dict[tuple[int, str], _Counts] = field(default_factory=dict)
-    _open: dict[str, tuple[tuple[int, str], Mapping[str, Any]]] = field(default_factory=dict)
+    cuts: Mapping[str, float] = field(default_factory=dict)
+    _cells: dict[_Place, _Counts] = field(default_factory=dict)
+    _open: dict[str, tuple[_Place, Mapping[str, Any]]] = field(default_factory=dict)
     _early: dict[str, float] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
+    _first: dict[tuple[str, str], tuple[int, str, _Place]] = field(default_factory=dict)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Count `records` of the prediction log, predictions and labels, in any order. The same record twice counts once."""
@@ -75,7 +87,16 @@ class Tally:
         """The counts, one cell for each weight and arm."""
         return tuple(
             Cell(
-                weight=weight / WHOLE, arm=arm, total=c.total, errors=c.errors, slow=c.slow, labelled=c.labelled, wrong=c.wrong
+                weight=weight / WHOLE,
+                arm=arm,
+                total=c.total,
+                errors=c.errors,
+                slow=c.slow,
+                labelled=c.labelled,
+                wrong=c.wrong,
+                unit_errors=c.units["errors"],
+                unit_slow=c.units["slow"],
+                unit_wrong=c.units["wrong"],
             )
             for (weight, arm), c in sorted(self._cells.items())
         )
@@ -90,18 +111,24 @@ class Tally:
         if record["epoch"] < self.first_epoch or record.get("forced") or key in self._seen:
             return
         self._seen.add(key)
-        cell = (int(record["weight"]), str(record["assigned"]))
-        counts = self._cells.setdefault(cell, _Counts())
+        place = (int(record["weight"]), str(record["assigned"]))
+        counts = self._cells.setdefault(place, _Counts())
         counts.total += 1
-        counts.errors += bool(record["error"])
-        counts.slow += record["latency_ms"] > self.slow_ms
+        told = {name: record.get(name) for name in ("id", "unit", "t", "version", "score")} | {
+            "scores": record.get("scores") or {}
+        }
+        if record["error"]:
+            counts.errors += 1
+            self._bad("errors", place, told)
+        if record["latency_ms"] > self.slow_ms:
+            counts.slow += 1
+            self._bad("slow", place, told)
         if record["error"]:
             return
-        told = {"score": record["score"], "scores": record.get("scores") or {}}
         if key in self._early:
-            self._judge(cell, told, self._early.pop(key))
+            self._judge(place, told, self._early.pop(key))
         else:
-            self._open[key] = (cell, told)
+            self._open[key] = (place, told)
 
     def _label(self, key: str, label: float) -> None:
         if key in self._open:
@@ -109,9 +136,23 @@ class Tally:
         elif key not in self._seen:
             self._early[key] = label
 
-    def _judge(self, cell: tuple[int, str], told: Mapping[str, Any], label: float) -> None:
-        found = wrong(self.objective, told, label, self.limit)
+    def _judge(self, place: _Place, told: Mapping[str, Any], label: float) -> None:
+        found = wrong(self.objective, told, label, self.limit, self.cuts)
         if found is not None:
-            counts = self._cells[cell]
+            counts = self._cells[place]
             counts.labelled += 1
             counts.wrong += found
+            if found:
+                self._bad("wrong", place, told)
+
+    def _bad(self, kind: str, place: _Place, told: Mapping[str, Any]) -> None:
+        """Count a bad event for its unit, unless an earlier request of that unit has gone badly the same way."""
+        mark = (kind, str(told.get("unit") or told["id"]))
+        new = (int(told.get("t") or 0), str(told["id"]), place)
+        known = self._first.get(mark)
+        if known is not None and known[:2] <= new[:2]:
+            return
+        if known is not None:
+            self._cells[known[2]].units[kind] -= 1
+        self._first[mark] = new
+        self._cells[place].units[kind] += 1

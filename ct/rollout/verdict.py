@@ -26,7 +26,8 @@ SPLIT_FLOOR = 0.2
 class Cell:
     """Counts of one arm while the canary's share was `weight` (0 to 1).
 
-    `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`.
+    `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`. The `unit_` counts are of units
+    (users): how many had their first error, slow or wrong answer here; None where requests are independent.
     """
 
     weight: float
@@ -36,6 +37,16 @@ class Cell:
     slow: int = 0
     labelled: int = 0
     wrong: int = 0
+    unit_errors: int | None = None
+    unit_slow: int | None = None
+    unit_wrong: int | None = None
+
+    def by_unit(self) -> Cell:
+        """The cell with each unit's bad events counted once, which is what evidence of harm rests on."""
+        counts = (self.errors, self.slow, self.wrong)
+        once = (self.unit_errors, self.unit_slow, self.unit_wrong)
+        errors, slow, wrong = (count if unit is None else unit for count, unit in zip(counts, once, strict=True))
+        return replace(self, errors=errors, slow=slow, wrong=wrong)
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def judge(plan: Plan, cells: Sequence[Cell], *, step: int, elapsed_s: float, alp
     """The verdict over all `cells` of the rollout while it stands at `step`, where it has been for `elapsed_s` seconds."""
     broken, received = _split(cells)
     # Where the canary got more requests than its weight says, more bad events alone do not make it worse: judge by what it got.
-    evidence = _evidence(plan.guards, received if broken else cells, alpha)
+    evidence = _evidence(plan.guards, [cell.by_unit() for cell in (received if broken else cells)], alpha)
     if harmful := [item for item in evidence if item.harmful]:
         return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
     if broken:

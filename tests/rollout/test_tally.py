@@ -39,14 +39,20 @@ def test_counts_by_weight_and_assigned_arm() -> None:
         ]
     )
     assert tally.cells() == (
-        Cell(weight=0.1, arm="canary", total=2, errors=1, slow=1, labelled=1, wrong=0),
-        Cell(weight=0.1, arm="stable", total=1, errors=0, slow=0, labelled=1, wrong=1),
+        Cell(0.1, "canary", total=2, errors=1, slow=1, labelled=1, wrong=0, unit_errors=1, unit_slow=1, unit_wrong=0),
+        Cell(0.1, "stable", total=1, errors=0, slow=0, labelled=1, wrong=1, unit_errors=0, unit_slow=0, unit_wrong=1),
     )
 
 
 @given(st.permutations(range(12)), st.integers(0, 12))
 def test_order_split_and_repetition_do_not_matter(order: list[int], cut: int) -> None:
-    records = [prediction(str(n), assigned="canary" if n % 2 else "stable", score=n / 6) for n in range(6)]
+    arms = ("stable", "canary")
+    records = [
+        prediction(
+            str(n), assigned=arms[n % 2], score=n / 6, unit=f"u{n % 2}", t=7 - n, latency_ms=4.0 * n, weight=1000 * (n // 2)
+        )
+        for n in range(6)
+    ]
     records += [label(str(n), float(n % 3 == 0)) for n in range(6)]
     straight, shuffled = Tally(5, 10.0), Tally(5, 10.0)
     straight.add(records)
@@ -105,3 +111,28 @@ def test_labels_before_and_after_their_predictions_count_alike() -> None:
     last.add([*records, *told])
     assert first.cells() == last.cells()
     assert (first.cells()[0].labelled, first.cells()[0].wrong) == (2, 1)
+
+
+def test_a_unit_s_bad_events_count_once_as_evidence_where_the_first_happened() -> None:
+    broken = [prediction(f"p{n}", unit="ann", error="boom", t=n, weight=1000 if n < 3 else 5000) for n in range(6)]
+    tally = Tally(5, 10.0)
+    tally.add([*reversed(broken), prediction("q", unit="bob", error="boom", t=9, weight=5000)])
+    assert [(cell.weight, cell.errors, cell.unit_errors, cell.by_unit().errors) for cell in tally.cells()] == [
+        (0.1, 3, 1, 1),
+        (0.5, 4, 1, 1),
+    ]
+    anybody = Tally(5, 10.0)
+    anybody.add([prediction(f"p{n}", error="boom", unit="") for n in range(4)])
+    assert anybody.cells()[0].unit_errors == 4, "requests without a unit are each their own"
+
+
+def test_a_binary_answer_is_wrong_by_its_own_version_s_threshold() -> None:
+    records = [
+        prediction("a", score=0.3, version="v1"),
+        prediction("b", score=0.3, version="v2"),
+        label("a", 1.0),
+        label("b", 1.0),
+    ]
+    tally = Tally(5, 10.0, cuts={"v1": 0.2})
+    tally.add(records)
+    assert tally.cells()[0].wrong == 1, "v1 said 1 from 0.2 on, v2 is not named and said 0"
