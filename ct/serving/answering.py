@@ -101,7 +101,8 @@ class Answering:
         request = Request(live, rows, read, columns, unit, where, slot, arm, error, begun, answered)
         self._put(request)
         answer = await answered
-        self.telemetry.predicted(answer.arm, answer.version, len(rows), time.perf_counter() - begun, bool(request.error))
+        took, fell_back = time.perf_counter() - begun, where.arm if request.error else ""
+        self.telemetry.predicted(answer.arm, answer.version, len(rows), took, fell_back)
         return answer
 
     def _choose(self, live: Live, where: Assignment, version: str) -> tuple[Slot, str, str]:
@@ -140,9 +141,10 @@ class Answering:
 
     def _pass(self, slot: Slot, requests: list[Request]) -> None:
         """Score requests of one slot. Stable's few rows are scored here; what is many, far or not yet trusted, beside the event loop."""
-        work = partial(passes.run, slot.predictor, requests, self._online)
+        work, rows = partial(passes.run, slot.predictor, requests, self._online), sum(len(request.rows) for request in requests)
+        self.telemetry.batched(rows)
         trusted = slot is requests[0].live.stable
-        if trusted and self._online.near and sum(len(request.rows) for request in requests) <= INLINE_ROWS:
+        if trusted and self._online.near and rows <= INLINE_ROWS:
             self._told(slot, requests, work())
             return
         self._begin(self._beside(slot, requests, work, trusted))
@@ -226,7 +228,7 @@ class Answering:
 
     def _late(self, written: Future[None]) -> None:
         if (error := written.exception()) is not None:
-            self.telemetry.fault(type(error).__name__)
+            self.telemetry.log_fault(type(error).__name__)
 
     def _answer(self, pairs: Sequence[tuple[Request, Answer]], error: BaseException | None) -> None:
         for request, answer in pairs:
@@ -237,11 +239,16 @@ class Answering:
             else:
                 request.answered.set_exception(error)
         if error is None:
+            durable = self.flags is None or self.flags.log != "fast"
+            self.telemetry.kept(sum(len(answer.ids) for _, answer in pairs), durable=durable)
             self._shadow(pairs)
+        else:
+            self.telemetry.log_fault(type(error).__name__)
 
     def _give_up(self, request: Request, fault: str) -> None:
         """Log that nobody could score a request, then say so."""
         assert self.ids is not None, "a live route has set the ids"
+        self.telemetry.failed(request.arm, request.slot.predictor.version)
         stable = request.live.stable.predictor
         count, outputs = len(request.rows), stable.objective.outputs
         none = np.full((count, outputs) if outputs > 1 else count, np.nan)

@@ -71,11 +71,14 @@ class EndpointReplica:
         """The ASGI application, asked for by Serve once."""
         telemetry = self._replica.telemetry
         inside = Access(Endpoint(self._replica), self._gate, paths.found, hosts=self._hosts, answered=telemetry.answered)
-        return Limits(inside, self._replica.settings, answered=telemetry.answered)
+        limits = Limits(inside, self._replica.settings, answered=telemetry.limited)
+        telemetry.in_work = lambda: limits.in_work
+        return limits
 
-    async def stage(self, version: str, manifest: str) -> str:
-        """Load a version beside the others. Returns the replica's name."""
-        await asyncio.to_thread(self._replica.stage, version, manifest)
+    async def stage(self, version: str, manifest: str, app: str = "") -> str:
+        """Load a version beside the others, or reach the application that holds it. Returns the replica's name."""
+        self._poll()
+        await asyncio.to_thread(self._replica.stage, version, manifest, app)
         return self._replica.name
 
     async def activate(self, route: dict[str, Any]) -> int:
@@ -94,14 +97,16 @@ class EndpointReplica:
         return self._replica.state()
 
     async def check_health(self) -> None:
-        """Serve asks regularly. A replica that waits for the first route is healthy, only not ready: restarting it would not help."""
+        """Serve asks regularly, and replaces a replica that fails or does not answer three times: see `Replica.check`."""
         self._poll()
+        await self._replica.check()
 
     def _poll(self) -> None:
         # The event loop does not run yet in __init__, so polling begins with the first call: a health check, at the latest.
         if not self._polling:
             known = self._gate.keep_current(self._replica.telemetry.fault)
-            self._polling = (asyncio.create_task(self._replica.keep_converging()), asyncio.create_task(known))
+            work = (self._replica.keep_converging(), self._replica.keep_heeding(), known)
+            self._polling = tuple(map(asyncio.create_task, work))
 
 
 def build(args: AppArgs | dict[str, Any]) -> serve.Application:
@@ -119,7 +124,8 @@ def build(args: AppArgs | dict[str, Any]) -> serve.Application:
         **_scale(place),
         max_ongoing_requests=MAX_ONGOING,
         max_queued_requests=MAX_QUEUED,
-        health_check_period_s=2,
+        health_check_period_s=1,
+        health_check_timeout_s=3,
         graceful_shutdown_timeout_s=10,
         ray_actor_options={"num_cpus": 0.5},
         logging_config={"enable_access_log": False},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ct.features.online import Freshness
@@ -16,8 +16,8 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the latency histogram, seconds."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Upper bounds of the batch histogram, rows."""
-REASONS = ("body", "busy", "deadline", "log", "not_ready", "online_store", "slow_sender")
-"""Why a request may be turned away with 408, 413, 429 or 503; each is there from the start, so that its first increase is seen."""
+REASONS = {408: "slow_sender", 413: "body", 429: "busy", 503: "unavailable", 504: "deadline"}
+"""Why a request was turned away, by its code. A 503 of the outermost layer is "busy", one from within "unavailable"."""
 
 FAMILIES = families(
     ("ct_replica_up", "gauge", "1 when this replica answered the scrape, 0 when Ray knows it and it did not."),
@@ -29,8 +29,12 @@ FAMILIES = families(
     ("ct_predictions_total", "counter", "Rows scored for answers, by arm and version."),
     ("ct_request_duration_seconds", "histogram", "Time from a parsed prediction request to its logged answer."),
     ("ct_fallbacks_total", "counter", "Requests of an arm that stable answered instead: it failed, or its circuit was open."),
-    ("ct_rejected_total", "counter", "Requests turned away unscored, by reason."),
-    ("ct_http_inflight_requests", "gauge", "HTTP requests that this replica is answering or keeps waiting."),
+    ("ct_rejected_total", "counter", "Requests turned away, by reason: body, busy, deadline, slow_sender, unavailable."),
+    (
+        "ct_http_inflight_requests",
+        "gauge",
+        "Requests with a body that this replica has in work; it turns away more than the setting max_in_work.",
+    ),
     ("ct_inflight_requests", "gauge", "Prediction requests that are being scored, by version."),
     ("ct_batch_rows", "histogram", "Rows of each call of a model."),
     ("ct_shadow_dropped_total", "counter", "Shadow copies not scored because too many were waiting."),
@@ -67,27 +71,27 @@ class Telemetry:
     endpoint: str
     codes: Counter[int] = field(default_factory=Counter)
     fallbacks: Counter[str] = field(default_factory=Counter)
-    rejections: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS, 0)))
+    rejections: Counter[str] = field(default_factory=lambda: Counter(dict.fromkeys(REASONS.values(), 0)))
     faults: Counter[str] = field(default_factory=Counter)
     labels: int = 0
     dropped: int = 0
     logged: int = 0
     unlogged: int = 0
     log_faults: int = 0
-    in_flight: int = 0
+    in_work: Callable[[], int] = lambda: 0
     _served: dict[tuple[str, str], _Served] = field(default_factory=dict)
     _batches: list[int] = field(default_factory=lambda: [0] * (len(SIZES) + 1))
     _batched: int = 0
 
-    def predicted(self, arm: str, version: str, rows: int, seconds: float, failed: bool, assigned: str = "canary") -> None:
-        """One answered prediction request; `failed` when the arm it was `assigned` to had failed before, or was out."""
+    def predicted(self, arm: str, version: str, rows: int, seconds: float, fell_back: str = "") -> None:
+        """One answered prediction request; `fell_back` is the arm that should have answered and failed, or was out."""
         served = self._of(arm, version)
         served.answered += 1
         served.rows += rows
         served.seconds += seconds
         served.buckets[bisect_left(BOUNDS, seconds)] += 1
-        if failed:
-            self.fallbacks[assigned] += 1
+        if fell_back:
+            self.fallbacks[fell_back] += 1
 
     def failed(self, arm: str, version: str) -> None:
         """A prediction request that no version could score."""
@@ -96,10 +100,14 @@ class Telemetry:
     def answered(self, code: int) -> None:
         """One HTTP answer."""
         self.codes[code] += 1
+        if code in REASONS:
+            self.rejections[REASONS[code]] += 1
 
-    def rejected(self, reason: str) -> None:
-        """A request turned away before anything was scored; `reason` is one of REASONS."""
-        self.rejections[reason] += 1
+    def limited(self, code: int) -> None:
+        """One HTTP answer of the outermost layer, which turns away what is too much at once."""
+        self.codes[code] += 1
+        if code in REASONS:
+            self.rejections["busy" if code == 503 else REASONS[code]] += 1
 
     def batched(self, rows: int) -> None:
         """One call of a model."""
@@ -113,9 +121,10 @@ class Telemetry:
         else:
             self.unlogged += rows
 
-    def log_fault(self) -> None:
+    def log_fault(self, kind: str) -> None:
         """The prediction log could not be written."""
         self.log_faults += 1
+        self.faults[kind] += 1
 
     def labelled(self, count: int) -> None:
         """Labels taken."""
@@ -161,7 +170,7 @@ class Telemetry:
             "ct_log_faults_total": self.log_faults,
             "ct_labels_total": self.labels,
             "ct_shadow_dropped_total": self.dropped,
-            "ct_http_inflight_requests": self.in_flight,
+            "ct_http_inflight_requests": self.in_work(),
         }
         made += [(name, {}, value) for name, value in plain.items()]
         return [*made, *histogram("ct_batch_rows", {}, SIZES, self._batches, self._batched)]
