@@ -73,6 +73,9 @@ class Settings(BaseModel):
     )
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
     max_rows: int = Field(default=1000, ge=1)
+    max_model_bytes: int = Field(
+        default=4 << 30, ge=0, description="Memory that the versions held in one replica may take together; 0 for any."
+    )
     max_in_work: int = Field(
         default=128, ge=1, description="Requests that one replica works on at once; more are answered 503 with Retry-After."
     )

@@ -10,34 +10,46 @@ from typing import Any
 
 from ct.data import labels, predictions
 from ct.data.columns import from_rows
-from ct.errors import Corrupt, CtError, InvalidRequest, NotFound
+from ct.errors import Corrupt, CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
-from ct.registry import routes
-from ct.registry.routes import Route
+from ct.registry import pinned, routes
+from ct.registry.routes import STABLE, Arm, Route
 from ct.serving import answers, scrape, veil
 from ct.serving.answering import Answering
 from ct.serving.answers import Answer
 from ct.serving.exposition import Sample
-from ct.serving.slots import Slots
+from ct.serving.passes import said
+from ct.serving.slots import Live, Reach, Slots
 from ct.serving.telemetry import Telemetry
 from ct.settings import Settings
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal, New
 from ct.store.signing import Keys
 
-POLL_SECONDS = 1.0
+POLL_SECONDS, HEED_SECONDS = 1.0, 0.25
+LOAD_SECONDS, RETRY_SECONDS = 5.0, 10.0
+"""How long a polled route waits for its candidates to load, and how long until one that failed is tried again."""
+CHECK_SECONDS = 2.0
 
 
 class Replica:
     """The versions, the prediction log and the online store of one replica. All methods run on its event loop."""
 
-    def __init__(self, settings: Settings, endpoint: str) -> None:
+    def __init__(self, settings: Settings, endpoint: str, *, reach: Reach | None = None) -> None:
         self.settings, self.endpoint = settings, endpoint
         self.name = self.known_as = secrets.token_hex(4)
         self.siblings: scrape.Siblings | None = None
-        self.slots = Slots(Artifacts(settings.place("artifacts"), Keys(settings.trusted_keys)))
+        store = Artifacts(settings.place("artifacts"), Keys(settings.trusted_keys))
+        self.slots = Slots(
+            store,
+            fetch=lambda manifest: pinned.fetch(settings, store, manifest),
+            reach=reach,
+            most_bytes=settings.max_model_bytes,
+        )
         self.telemetry = Telemetry(endpoint)
-        self._journal = Journal(settings.database)
+        self._journal: Journal | None = None
+        self._pinned_epoch = 0
+        self._order: tuple[int, int, int] | None = None
         self._online = online.opened(settings)
         self._inbox = predictions.Inbox(settings.inbox, self.name)
         self.answering = Answering(
@@ -53,53 +65,165 @@ class Replica:
     # -- control
 
     def converge(self) -> int:
-        """Bring this replica to the journal's route, if it is newer. Returns the epoch in force."""
-        if self._journal.version(routes.stream(self.endpoint)) > self.slots.epoch:
-            route = routes.current(self._journal, self.endpoint)
-            if route is not None:
-                for arm in route.arms:
-                    self.stage(arm.version, arm.manifest)
-                self.activate(route)
+        """Bring this replica to the journal's route, if it is newer; to this node's pinned one when the journal does not answer.
+
+        Only stable must be loadable: a candidate that is not gets nothing here. Returns the epoch in force.
+        """
+        self._heed()
+        try:
+            route = self._newest()
+        except CtError as error:
+            self.telemetry.fault(type(error).__name__)
+            route = self._pinned()
+        if route is not None and route.epoch > self.slots.epoch:
+            if route.stable.app:
+                return self.slots.epoch  # it is asked through the event loop, which does not run yet: polling does it
+            self.stage(route.stable.version, route.stable.manifest, route.stable.app)
+            self._load([share.arm for share in route.candidates if not share.arm.app])
+            self.activate(route)
+            self._pin()
         return self.slots.epoch
 
-    def stage(self, version: str, manifest: str) -> None:
-        """Load a version beside the others, see `Slots.stage`. Files that are refused are journaled, once for each manifest."""
+    def _newest(self) -> Route | None:
+        """The journal's route if it is newer than the one in force. Raises Unavailable."""
+        if self._journal is None:
+            self._journal = Journal(self.settings.database)
+        if self._journal.version(routes.stream(self.endpoint)) <= self.slots.epoch:
+            return None
+        return routes.current(self._journal, self.endpoint)
+
+    def _pinned(self) -> Route | None:
         try:
-            self.slots.stage(version, manifest)
-        except Corrupt as error:
+            return pinned.pinned(self.settings, self.endpoint)
+        except CtError as error:
+            self.telemetry.fault(type(error).__name__)
+            return None
+
+    def _pin(self) -> None:
+        route = self.slots.route
+        if route is None or route.epoch == self._pinned_epoch:
+            return
+        try:
+            pinned.pin(self.settings, route)
+            self._pinned_epoch = route.epoch
+        except (CtError, OSError) as error:  # a full disk stops no answer; it is tried again
+            self.telemetry.fault(type(error).__name__)
+
+    def stage(self, version: str, manifest: str, app: str = "") -> None:
+        """Load a version beside the others, see `Slots.stage`. What cannot be loaded is journaled, once for each manifest and cause."""
+        try:
+            self.slots.stage(version, manifest, app)
+        except Unavailable:
+            raise  # nobody's fault: it is asked again
+        except Exception as error:
             try:
                 self._refused(version, manifest, error)
             except CtError as fault:
                 self.telemetry.fault(type(fault).__name__)
-            raise
+            if isinstance(error, CtError):
+                raise
+            found = f"{version} cannot be loaded: {said(error)}"
+            raise Corrupt(found, "files that this machine can run", "see the candidate's code; train it again") from error
 
-    def _refused(self, version: str, manifest: str, error: Corrupt) -> None:
+    def _refused(self, version: str, manifest: str, error: Exception) -> None:
+        if self._journal is None:
+            return
         stream = f"audit/{self.endpoint}"
-        said = {"version": version, "manifest": manifest, "error": type(error).__name__, "found": error.found}
-        if not any(event.data["manifest"] == manifest for event in self._journal.read(stream, types=["ArtifactRefused"])):
-            self._journal.append(stream, [New("ArtifactRefused", said | {"replica": self.name})])
+        kind = "ArtifactRefused" if isinstance(error, Corrupt) else "LoadFailed"
+        found = error.found if isinstance(error, CtError) else said(error)
+        told = {"version": version, "manifest": manifest, "error": type(error).__name__, "found": found}
+        if not any(event.data["manifest"] == manifest for event in self._journal.read(stream, types=[kind])):
+            self._journal.append(stream, [New(kind, told | {"replica": self.name})])
 
     def activate(self, route: Route) -> int:
-        """Put a route in force whose versions are staged. Returns the epoch in force."""
+        """Put a route in force whose stable version is staged; candidates that are not follow. Returns the epoch in force."""
         if self.answering.ids is None:
             self.answering.ids = predictions.PredictionIds(route.key, self.name)
-        return self.slots.activate(route)
+        return self.slots.activate(route, partly=True)
+
+    def _load(self, arms: Sequence[Arm]) -> None:
+        """Load what can be loaded of `arms`. A failure is told, and tried again after a while."""
+        for arm in arms:
+            try:
+                self.stage(arm.version, arm.manifest, arm.app)
+            except Exception as error:  # a candidate's fault costs stable nothing
+                self.telemetry.fault(type(error).__name__)
 
     async def keep_converging(self) -> None:
-        """Poll the journal for a route that a broadcast did not bring. A journal that does not answer changes nothing."""
+        """Poll the journal for a route that a broadcast did not bring, and for flags. A journal that does not answer changes nothing.
+
+        Loading never holds up a route whose versions are there: stable first, then the switch, then candidates beside it.
+        """
+        loading: asyncio.Task[None] | None = None
+        rest = 0.0
         while True:
             await asyncio.sleep(POLL_SECONDS)
             try:
-                version = await asyncio.to_thread(self._journal.version, routes.stream(self.endpoint))
-                if version > self.slots.epoch:
-                    route = await asyncio.to_thread(routes.current, self._journal, self.endpoint)
-                    if route is not None:
-                        for arm in route.arms:
-                            await asyncio.to_thread(self.stage, arm.version, arm.manifest)
-                        self.activate(route)
+                try:
+                    route = await asyncio.to_thread(self._newest)
+                except CtError as error:
+                    self.telemetry.fault(type(error).__name__)
+                    route = self._pinned() if self.slots.live is None else None
+                if route is not None:
+                    stable = route.stable
+                    await asyncio.to_thread(self.stage, stable.version, stable.manifest, stable.app)
+                    if any(arm.version not in self.slots.loaded for arm in route.arms) and not (loading and not loading.done()):
+                        # Most candidates load within this; a longer one is waited for beside the switch.
+                        loading, rest = self._begin(route.arms[1:]), time.monotonic() + RETRY_SECONDS
+                        await asyncio.wait([loading], timeout=LOAD_SECONDS)
+                    self.activate(route)
+                if self.slots.missing and (loading is None or loading.done()) and time.monotonic() > rest:
+                    loading, rest = self._begin(self.slots.missing), time.monotonic() + RETRY_SECONDS
+                self.slots.refresh()
                 self.slots.drain()
+                await asyncio.to_thread(self._pin)
             except Exception as error:  # the loop is a repair and must outlive any fault; what it met is shown by /metrics
                 self.telemetry.fault(type(error).__name__)
+
+    def _begin(self, arms: Sequence[Arm]) -> asyncio.Task[None]:
+        return asyncio.create_task(asyncio.to_thread(self._load, arms))
+
+    async def keep_heeding(self) -> None:
+        """Look for an order on this node's disk to stop candidates. It needs no database, no store and no thread."""
+        while True:
+            await asyncio.sleep(HEED_SECONDS)
+            self._heed()
+
+    def _heed(self) -> None:
+        try:
+            stat = pinned.order_place(self.settings, self.endpoint).stat()
+        except OSError:
+            seen = None
+        else:
+            seen = (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+        if seen == self._order:
+            return
+        try:
+            order = pinned.offline(self.settings, self.endpoint) if seen else None
+        except CtError as error:  # half an order may have been meant to stop what runs
+            self.telemetry.fault(type(error).__name__)
+            self.slots.halt(self.slots.epoch)
+        else:
+            self.slots.halt(order.epoch if order else 0)
+        self._order = seen
+
+    async def check(self) -> None:
+        """Can it answer? Stable's first golden row is scored as a request's row is, and the log's writer must say that it runs, both in time.
+
+        A replica without a route is well, only not ready: to start it anew would not help. Raises Corrupt, Unavailable, or what the runtime says.
+        """
+        live = self.slots.live
+        if live is None:
+            return
+        if live.stable.predictor.near:
+            live.stable.predictor.check(1)
+        try:
+            async with asyncio.timeout(CHECK_SECONDS):
+                await asyncio.wrap_future(self._inbox.submit([]))
+        except TimeoutError:
+            raise Unavailable("the prediction log's writer does not answer", "a writer that runs", "see the disk") from None
+        except CtError:
+            pass  # a full disk is told to who asks; another replica would write to the same
 
     async def metrics(self) -> str:
         """What all replicas of the endpoint count and hold, in the Prometheus text format, see scrape.py."""
@@ -124,6 +248,8 @@ class Replica:
         return {
             "replica": self.name,
             "epoch": self.slots.epoch,
+            "shown": {STABLE: live.stable.predictor.version, **_shown(live)} if live else {},
+            "bytes": self.slots.size,
             "versions": sorted(self.slots.loaded),
             "in_flight": {version: slot.in_flight for version, slot in self.slots.loaded.items()},
             "circuit_open": bool(live and any(circuit.open for circuit in live.circuits.values())),
@@ -180,6 +306,10 @@ class Replica:
             "inputs": [{"name": name, "datatype": types[kind], "shape": [-1]} for name, kind in spec.request.items()],
             "outputs": answers.outputs(self.slots.require().stable.predictor.objective),
         }
+
+
+def _shown(live: Live) -> dict[str, str]:
+    return {name: slot.predictor.version for name, slot in live.candidates.items()}
 
 
 def _now() -> int:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnxruntime
@@ -35,7 +35,11 @@ class Predictor:
     spec: ModelSpec
     features: tuple[Feature, ...]
     encoder: Encoder
-    session: onnxruntime.InferenceSession
+    session: onnxruntime.InferenceSession | None
+    golden: Mapping[str, Any] = field(repr=False, compare=False)
+
+    near: ClassVar[bool] = True
+    """Does it run in this process?"""
 
     @staticmethod
     def load(made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict) -> Predictor:
@@ -50,8 +54,9 @@ class Predictor:
             features=features_of(spec, made[files.CODE], code),
             encoder=Encoder.from_json(made[files.ENCODER]),
             session=_session(made[files.ONNX]),
+            golden=json.loads(made[files.GOLDEN]),
         )
-        predictor._check(json.loads(made[files.GOLDEN]))
+        predictor.check()
         return predictor
 
     @property
@@ -113,18 +118,22 @@ class Predictor:
 
     def _run(self, numeric: NDArray[np.float32], category: NDArray[np.int64]) -> NDArray[Any]:
         given: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category}
+        assert self.session is not None, "it runs here"
         scores: NDArray[Any] = self.session.run(["score"], {name: given[name] for name in self._names})[0]
         return scores
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
+        assert self.session is not None, "it runs here"
         return tuple(node.name for node in self.session.get_inputs())
 
-    def _check(self, golden: Mapping[str, Any]) -> None:
+    def check(self, rows: int | None = None) -> None:
+        """Score the golden rows, or the first few. Raises Corrupt when they come out differently than at training."""
+        golden = self.golden
         values, columns = golden["features"], dict[str, NDArray[Any]]()
         for name in self.encoder.names:
-            columns[name] = np.array(values[name], dtype=object if name in self.encoder.texts else np.float64)
-        expected = np.array(golden["score"], dtype=np.float64)
+            columns[name] = np.array(values[name][:rows], dtype=object if name in self.encoder.texts else np.float64)
+        expected = np.array(golden["score"][:rows], dtype=np.float64)
         found = self.score_features(columns)
         outputs = self.objective.outputs
         if found.shape[1:] != ((outputs,) if outputs > 1 else ()):
