@@ -1,0 +1,83 @@
+"""A rollout's journal as Prometheus samples."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ct.clock import TurnableClock
+from ct.control import exposed
+from ct.rollout import state
+from ct.store.journal import Journal
+
+BEGUN = datetime(2024, 5, 1, tzinfo=UTC)
+
+
+class Told:
+    """A journal on a turned clock, and what Prometheus reads of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.clock = TurnableClock(BEGUN)
+        self.journal = Journal(f"sqlite:///{folder / 'journal.db'}", clock=self.clock)
+
+    def start(self) -> str:
+        return state.start(self.journal, "tiny", version="v2", baseline="v1", first_epoch=2, slow_ms=100.0).id
+
+    def note(self, rollout: str, type: str, **data: Any) -> None:
+        state.note(self.journal, "tiny", rollout, type, data)
+
+    def read(self, name: str, label: str) -> dict[str, float]:
+        text = exposed.text(self.journal, "tiny")
+        found = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        assert all(sample.labels["endpoint"] == "tiny" for sample in found)
+        return {sample.labels.get(label, ""): sample.value for sample in found if sample.name == name}
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Told:
+    return Told(tmp_path)
+
+
+def evidence(metric: str, e_value: float) -> dict[str, Any]:
+    return {"metric": metric, "e_value": e_value, "limit": 300.0}
+
+
+def test_an_endpoint_without_a_rollout_tells_zeros(told: Told) -> None:
+    assert told.read("ct_rollback_timestamp_seconds", "") == {"": 0}
+    assert told.read("ct_rollout_phase", "phase") == {}
+
+
+def test_phase_and_evidence_of_the_rollout_in_progress(told: Told) -> None:
+    rollout = told.start()
+    told.note(rollout, "RolloutStepped", step=0)
+    told.note(
+        rollout, "RolloutJudged", decision="continue", cause="", evidence=[evidence("error_rate", 2.5), evidence("p99", 0.1)]
+    )
+    assert told.read("ct_rollout_phase", "phase") == {name: float(name == "progressing") for name in exposed.PHASES}
+    assert told.read("ct_rollout_evalue", "metric") == {"error_rate": 2.5, "p99": 0.1}
+    assert told.read("ct_rollout_evalue_limit", "metric") == {"error_rate": 300, "p99": 300}
+    told.note(rollout, "RolloutHeld", cause="nobody asked")
+    assert told.read("ct_rollout_phase", "phase")["holding"] == 1
+
+
+def test_rollbacks_by_what_did_it_and_when(told: Told) -> None:
+    for number, (metric, outcome) in enumerate(
+        [("error_rate", "rolled_back"), ("error_rate", "rolled_back"), ("", "aborted"), ("", "promoted")]
+    ):
+        rollout = told.start()
+        if metric:
+            told.note(
+                rollout, "RolloutJudged", decision="roll_back", cause="", evidence=[evidence(metric, 400), evidence("p99", 299)]
+            )
+        told.clock.turn(timedelta(minutes=2))
+        told.note(rollout, "RolloutEnded", outcome=outcome, cause=f"number {number}")
+    assert told.read("ct_rollbacks_total", "reason") == {"error_rate": 2, "by_hand": 1}
+    assert told.read("ct_rollback_timestamp_seconds", "") == {"": (BEGUN + timedelta(minutes=6)).timestamp()}
+    assert told.read("ct_rollout_duration_seconds_count", "status") == {"rolled_back": 2, "aborted": 1, "promoted": 1}
+    assert told.read("ct_rollout_duration_seconds_sum", "status") == {"rolled_back": 240, "aborted": 120, "promoted": 120}
+    assert told.read("ct_rollout_phase", "phase")["promoted"] == 1
+    assert told.read("ct_rollout_evalue", "metric") == {}
