@@ -144,7 +144,7 @@ class Answering:
         work, rows = partial(passes.run, slot.predictor, requests, self._online), sum(len(request.rows) for request in requests)
         self.telemetry.batched(rows)
         trusted = slot is requests[0].live.stable
-        if trusted and self._online.near and rows <= INLINE_ROWS:
+        if trusted and slot.predictor.near and self._online.near and rows <= INLINE_ROWS:
             self._told(slot, requests, work())
             return
         self._begin(self._beside(slot, requests, work, trusted))
@@ -219,11 +219,15 @@ class Answering:
 
     def _log(self, records: list[dict[str, Any]], then: Callable[[BaseException | None], None]) -> None:
         """Log records, then say how that went: once they are on disk, or at once where the flags say "fast"."""
-        written, loop = self._inbox.submit(records), asyncio.get_running_loop()
         if self.flags is not None and self.flags.log == "fast":
-            written.add_done_callback(self._late)
+            self._inbox.submit(records).add_done_callback(self._late)
             then(None)
             return
+        written = self._inbox.keep(records)
+        if written.done():
+            then(written.exception())
+            return
+        loop = asyncio.get_running_loop()
         written.add_done_callback(lambda _: loop.call_soon_threadsafe(then, written.exception()))
 
     def _late(self, written: Future[None]) -> None:
