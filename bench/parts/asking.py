@@ -78,7 +78,7 @@ class Clients:
 
     def _ask(self, client: int) -> None:
         chance = random.Random(f"{self.seed}-{client}")
-        line, due, number = _Line(self.port, self.pauses), time.monotonic(), 0
+        line, due, number = Line(self.port, self.pauses), time.monotonic(), 0
         while True:
             due += chance.expovariate(self.rate / self.threads)
             if self._over.wait(max(0.0, due - time.monotonic())):
@@ -88,7 +88,7 @@ class Clients:
             self.calls.append(call)
         line.close()
 
-    def _call(self, line: _Line, client: int, number: int, due: float, chance: random.Random) -> Call:
+    def _call(self, line: Line, client: int, number: int, due: float, chance: random.Random) -> Call:
         key = f"{self.seed}-{client}-{number}"
         row, begun = self.make(key, chance.randrange(6)), time.monotonic()
         status, body, faults = line.post("/predict", row)
@@ -108,7 +108,7 @@ class Clients:
         )  # fmt: skip
 
 
-class _Line:
+class Line:
     """One connection and its retries."""
 
     def __init__(self, port: int, pauses: tuple[float, ...]) -> None:

