@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[0] = str(ROOT / "bench" / "parts")  # not this folder, whose profile.py would stand for the one of Python
+sys.path[0] = str(ROOT)  # not this folder, whose profile.py would stand for the one of Python
 REPLICAS = 2
 ROWS = 500
 GOALS: dict[str, list[Any]] = {
@@ -70,8 +70,8 @@ class Bench:
     """One run. `running` ends what it starts."""
 
     def __init__(self, folder: Path, running: ExitStack, *, seconds: float, rounds: int, quick: bool) -> None:
-        import served
-        from sides import Side, first
+        from bench.parts import served
+        from bench.parts.sides import Side, first
 
         self._folder, self._running, self._seconds, self._rounds, self._quick = folder, running, seconds, rounds, quick
         self._served = running.enter_context(served.served(REPLICAS))
@@ -102,11 +102,10 @@ class Bench:
         """A 10 % canary of the same model; the other sides; the same scores everywhere."""
         served, model = self._served, self._folder / "model"
         model.mkdir()
-        import tiny
-
+        from bench.parts.served import _tiny
         from ct.registry import files
 
-        made = tiny.model_files("v1")
+        made = _tiny().model_files("v1")
         (model / "model.onnx").write_bytes(made[files.ONNX])
         (model / "encoder.json").write_bytes(made[files.ENCODER])
         served.switch(served.route.with_canary(served.version("v2", 0.0), weight=1000), cause="bench")
@@ -129,8 +128,7 @@ class Bench:
         print(f"{', '.join(self._sides)} give the same scores", flush=True)
 
     def _peers(self, model: Path) -> None:
-        from sides import NAMES, peer
-
+        from bench.parts.sides import NAMES, peer
         from ct.serving.local import free_port
 
         for name in NAMES:
@@ -213,8 +211,7 @@ class Bench:
         """A version whose own feature never comes back."""
         from dataclasses import replace
 
-        import tiny
-
+        from bench.parts.served import _tiny
         from ct.features.declare import to_spec
         from ct.pipeline import load
         from ct.registry import files
@@ -224,7 +221,7 @@ class Bench:
 
         path = self._folder / "line.py"
         path.write_text(SLOW)
-        made = tiny.model_files("slow")
+        made = _tiny().model_files("slow")
         spec = ModelSpec.from_bytes(made[files.SPEC])
         spec = replace(spec, features=(to_spec(load(str(path)).features[0]), *spec.features[1:]))
         made |= {files.SPEC: spec.to_bytes(), files.CODE: code_of(None, path).to_bytes()}

@@ -17,7 +17,6 @@ from starlette.responses import Response
 from ct import settings
 from ct.serving import local
 
-sys.path.insert(0, str(Path(__file__).parent))
 OPTIONS: dict[str, Any] = {
     "max_ongoing_requests": 256,
     "max_queued_requests": 512,
@@ -35,7 +34,6 @@ def applications(folder: str, replicas: int) -> dict[str, serve.Application]:
         exec(compile(source, "plainly.py", "exec"), found)  # this bench's own file; replicas have another import path
         return found["Model"](folder)
 
-    @serve.deployment(name="bare", num_replicas=replicas, **OPTIONS)
     class Bare:
         def __init__(self) -> None:
             self._model = model()
@@ -50,7 +48,6 @@ def applications(folder: str, replicas: int) -> dict[str, serve.Application]:
         async def answer(self, body: bytes) -> bytes:
             return bytes(self._model.answer(body))
 
-    @serve.deployment(name="router", num_replicas=replicas, **OPTIONS)
     class Router:
         def __init__(self, stable: Any, canary: Any) -> None:
             self._stable, self._canary = stable, canary
@@ -59,11 +56,11 @@ def applications(folder: str, replicas: int) -> dict[str, serve.Application]:
             arm = self._canary if random.random() < 0.1 else self._stable
             return Response(await arm.answer.remote(await request.body()), media_type="application/json")
 
-    arms = [
-        serve.deployment(name=name, num_replicas=count, **OPTIONS)(Arm).bind()
-        for name, count in (("stable", replicas), ("canary", 1))
-    ]
-    return {"bare": Bare.bind(), "router": Router.bind(*arms)}
+    def bound(of: type[Any], name: str, count: int, *given: Any) -> Any:
+        return serve.deployment(name=name, num_replicas=count, **OPTIONS)(of).bind(*given)
+
+    arms = [bound(Arm, "stable", replicas), bound(Arm, "canary", 1)]
+    return {"bare": bound(Bare, "bare", replicas), "router": bound(Router, "router", replicas, *arms)}
 
 
 def main() -> None:

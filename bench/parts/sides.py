@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 PARTS = Path(__file__).parent
-PEERS = PARTS.parents[1] / "build" / "peers"
+ROOT = PARTS.parents[1]
+PEERS = ROOT / "build" / "peers"
 NAMES = ("mlflow", "bentoml", "litserve", "fastapi")
 Row = Mapping[str, Any]
 
@@ -98,12 +99,20 @@ def peer(name: str, port: int, model: Path, folder: Path) -> Iterator[Side | Non
         "DO_NOT_TRACK": "1",
         "LIT_SKIP_UPDATE_CHECK": "1",
     }
-    env = {**os.environ, **quiet, "CT_BENCH_MODEL": str(model), "PYTHONPATH": f"{PARTS}{os.pathsep}{parts}"}
+    env = {**os.environ, **quiet, "CT_BENCH_MODEL": str(model), "PYTHONPATH": str(ROOT)}
     env["PATH"] = f"{home}{os.pathsep}{env['PATH']}"
     commands = {
-        "fastapi": [home / "uvicorn", "over_fastapi:app", "--workers", "2", "--port", port, "--no-access-log"],
+        "fastapi": [
+            home / "uvicorn",
+            "bench.parts.peers.over_fastapi:app",
+            "--workers",
+            "2",
+            "--port",
+            port,
+            "--no-access-log",
+        ],
         "litserve": [home / "python", parts / "over_litserve.py", port],
-        "bentoml": [home / "bentoml", "serve", "over_bentoml:Score", "--port", port, "--host", "127.0.0.1"],
+        "bentoml": [home / "bentoml", "serve", "bench.parts.peers.over_bentoml:Score", "--port", port, "--host", "127.0.0.1"],
         "mlflow": [
             *(home / "mlflow", "models", "serve", "-m", folder / "mlflow", "-p", port, "-w", 2),
             *("--env-manager", "local", "-h", "127.0.0.1"),

@@ -1,17 +1,20 @@
-"""BentoML with two workers: `bentoml serve over_bentoml:Score`."""
+"""BentoML with two workers: `bentoml serve bench.parts.peers.over_bentoml:Score`."""
+
+from typing import Any
 
 import bentoml
-from plainly import Model
+
+from bench.parts.plainly import Model
 
 
-@bentoml.service(workers=2, logging={"access": {"enabled": False}}, metrics={"enabled": False})
-class Score:
-    """The model."""
+def _begin(self: Any) -> None:
+    self.model = Model()
 
-    def __init__(self) -> None:
-        self.model = Model()
 
-    @bentoml.api
-    def predict(self, row: dict) -> dict:
-        """One row."""
-        return {"score": self.model.score(row)}
+def predict(self: Any, row: dict[str, Any]) -> dict[str, float]:
+    """One row."""
+    return {"score": self.model.score(row)}
+
+
+Scores = type("Scores", (), {"__init__": _begin, "predict": bentoml.api(predict)})
+Score = bentoml.service(workers=2, logging={"access": {"enabled": False}}, metrics={"enabled": False})(Scores)

@@ -1,7 +1,8 @@
 """FastAPI + uvicorn: `uvicorn over_fastapi:app --workers 2`."""
 
 from fastapi import FastAPI, Request, Response
-from plainly import Model
+
+from bench.parts.plainly import Model
 
 app = FastAPI()
 model = Model()

@@ -1,23 +1,24 @@
 """LitServe with two API processes and two workers: `python over_litserve.py PORT`."""
 
+from __future__ import annotations
+
 import sys
 from typing import Any
 
 import litserve
-from plainly import Model
+
+from bench.parts.plainly import Model
 
 
-class Api(litserve.LitAPI):
-    """The model."""
+def _setup(self: Any, device: str) -> None:
+    self.model = Model()
 
-    def setup(self, device: str) -> None:
-        """Load it."""
-        self.model = Model()
 
-    def predict(self, row: dict[str, Any]) -> dict[str, float]:
-        """One row."""
-        return {"score": self.model.score(row)}
+def _predict(self: Any, row: dict[str, Any]) -> dict[str, float]:
+    return {"score": self.model.score(row)}
 
+
+Api = type("Api", (litserve.LitAPI,), {"setup": _setup, "predict": _predict})
 
 if __name__ == "__main__":
     server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=2)
