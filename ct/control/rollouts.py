@@ -18,6 +18,7 @@ from ct.registry.routes import WHOLE, Arm
 from ct.registry.versions import Version
 from ct.rollout import state, verdict
 from ct.rollout.guards import QUANTILES, Latency, Quality
+from ct.rollout.paired import Paired, compare
 from ct.rollout.state import Rollout
 from ct.rollout.steps import enter
 from ct.rollout.tally import Tally
@@ -206,6 +207,7 @@ class Judging:
             self._tally.cells(),
             step=rollout.step,
             elapsed_s=(act.clock.now() - (rollout.step_at or rollout.started)).total_seconds(),
+            paired=self._paired(rollout) if route.shadow else None,
         )
         if found.decision == "continue" or (found.decision == "hold" and rollout.phase == "holding"):
             return ""
@@ -214,7 +216,12 @@ class Judging:
             name,
             rollout.id,
             "RolloutJudged",
-            {"decision": found.decision, "cause": found.cause, "evidence": describe(found.evidence)},
+            {
+                "decision": found.decision,
+                "cause": found.cause,
+                "evidence": describe(found.evidence),
+                "paired": describe(found.paired) if found.paired else None,
+            },
         )
         match found.decision:
             case "roll_back":
@@ -253,6 +260,20 @@ class Judging:
             {"outcome": "rolled_back", "cause": "found without traffic after a restart"},
         )
         return f"{rollout.version} rolled back"
+
+    def _paired(self, rollout: Rollout) -> Paired:
+        """The shadow beside stable on the rows that both have scored since the rollout began."""
+        objective = self._act.pipeline.label.objective
+        joined = labels.join(predictions.everything(self._act.settings))
+        answered = {row.id: row for row in joined.rows if row.version == rollout.baseline}
+        shadows = [
+            row
+            for row in joined.shadow
+            if row.version == rollout.version and row.epoch >= rollout.first_epoch and row.of in answered
+        ]
+        ours, truth = labels.arrays(shadows, objective)
+        theirs, _ = labels.arrays([answered[row.of] for row in shadows], objective)
+        return compare(objective, theirs, ours, truth, alpha=verdict.paired_alpha(self._act.pipeline.rollout))
 
     def _read(self, rollout: Rollout) -> None:
         if self._rollout != rollout.id:

@@ -108,7 +108,10 @@ def _moment(value: object, index: int, now_us: int) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """A prediction with its truth. `label` is None while it is not known; times are microseconds. `scores` has those of classes or quantiles."""
+    """A prediction with its truth. `label` is None while it is not known; times are microseconds. `scores` has those of classes or quantiles.
+
+    `of` is the answered prediction that a shadow's score belongs to.
+    """
 
     id: str
     version: str
@@ -121,6 +124,7 @@ class Row:
     known_at: int | None
     context: Mapping[str, Any] = field(default_factory=dict)
     scores: Mapping[str, float] = field(default_factory=dict)
+    of: str = ""
 
 
 def arrays(rows: Sequence[Row], objective: Objective) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -184,4 +188,5 @@ def _row(record: Mapping[str, Any], truth: Mapping[str, Any] | None) -> Row:
         known_at=None if truth is None else truth["known_at"],
         context=record["context"],
         scores=record.get("scores") or {},
+        of=record.get("of") or "",
     )

@@ -133,6 +133,24 @@ def calibration_error(scores: ArrayLike, labels: ArrayLike, bins: int = 15) -> f
 # -- e-values: evidence that may be looked at as often as one likes; P(ever >= 1/alpha) <= alpha under the null (Ville)
 
 
+def running_mean(parts: ArrayLike, *, alpha: float, planned: int = 1000) -> Interval:
+    """The mean of n values with bounds that hold at every n at once, each with probability 1 - `alpha`, as n grows.
+
+    The asymptotic confidence sequence of Waudby-Smith, Arbour, Sinha, Kennedy and Ramdas (arXiv:2103.06476, one side), tightest at `planned`
+    values. Asymptotic: with few values (below a hundred or so) the guarantee is only approximate. Below two values it says nothing.
+    """
+    values = np.asarray(parts, np.float64)
+    n = len(values)
+    if n < 2:
+        return Interval(float(values.mean()) if n else 0.0, -E_MAX, E_MAX)
+    log_alpha = -2 * math.log(2 * alpha)
+    rho2 = (log_alpha + math.log(log_alpha + 1)) / planned
+    scale = n * rho2 + 1
+    half = float(values.std(ddof=1)) * math.sqrt(2 * scale / (n**2 * rho2) * math.log(1 + math.sqrt(scale) / (2 * alpha)))
+    mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half)
+
+
 @cache
 def _grid() -> tuple[float, ...]:
     """Log rate ratios that a harm is looked for at, 1.1 to 55 times."""

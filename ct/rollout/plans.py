@@ -8,7 +8,7 @@ from typing import Protocol
 
 from ct.clock import duration
 from ct.errors import InvalidPipeline
-from ct.rollout.guards import Guard, is_count
+from ct.rollout.guards import Guard, is_count, is_number
 
 
 class Plan(Protocol):
@@ -86,14 +86,29 @@ class BlueGreen:
 
 @dataclass(frozen=True, init=False)
 class Shadow:
-    """No traffic: the candidate scores every request unseen. It never promotes by itself; at its deadline it holds for a person."""
+    """No traffic: the candidate scores every request unseen, and is compared with stable on the same rows once their truth is known.
+
+    One that is surely worse is rolled back. With `within` it passes when it is surely not worse by more than that (AUROC, accuracy, or the
+    mean loss of a number or its quantiles), on `min_labels` rows at least; without it never promotes by itself and holds for a person.
+    """
 
     guards: tuple[Guard, ...]
+    within: float | None
+    min_labels: int
     min_requests: int
     deadline: str
 
-    def __init__(self, *, guards: Sequence[Guard] = (), min_requests: int = 200, deadline: str = "1h") -> None:
-        _set(self, guards=tuple(guards), min_requests=min_requests, deadline=deadline)
+    def __init__(
+        self,
+        *,
+        guards: Sequence[Guard] = (),
+        within: float | None = None,
+        min_labels: int = 200,
+        min_requests: int = 200,
+        deadline: str = "1h",
+    ) -> None:
+        _set(self, guards=tuple(guards), within=within, min_labels=min_labels)
+        _set(self, min_requests=min_requests, deadline=deadline)
 
     def stages(self) -> tuple[tuple[int, bool], ...]:
         """One stage that is only shadowed."""
@@ -101,7 +116,12 @@ class Shadow:
 
     def validate(self) -> list[str]:
         """What is wrong with its fields."""
-        return _plan_faults(self)
+        faults = _plan_faults(self)
+        if self.within is not None and not is_number(self.within, 0, float("inf")):
+            faults.append(f"within={self.within!r}, expected a number above 0, or None to leave it to a person")
+        if not is_count(self.min_labels, 2):
+            faults.append(f"min_labels={self.min_labels!r}, expected a whole number of at least 2")
+        return faults
 
 
 def _set(plan: object, **fields: object) -> None:

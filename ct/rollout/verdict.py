@@ -14,7 +14,8 @@ from typing import Literal
 from ct.clock import duration
 from ct.evaluation.stats import above_rate, uneven_split, worse_arm
 from ct.rollout.guards import Guard
-from ct.rollout.plans import Plan
+from ct.rollout.paired import Paired
+from ct.rollout.plans import Plan, Shadow
 
 ALPHA = 0.05
 SPLIT_LIMIT = 1000.0
@@ -80,18 +81,37 @@ class Verdict:
     decision: Literal["continue", "promote", "hold", "roll_back"]
     cause: str
     evidence: tuple[Evidence, ...] = ()
+    paired: Paired | None = None
 
 
-def judge(plan: Plan, cells: Sequence[Cell], *, step: int, elapsed_s: float, alpha: float = ALPHA) -> Verdict:
-    """The verdict over all `cells` of the rollout while it stands at `step`, where it has been for `elapsed_s` seconds."""
+def paired_alpha(plan: Plan, alpha: float = ALPHA) -> float:
+    """The share of `alpha` that the paired comparison of a shadow has: it is one test more."""
+    return alpha / (_tests(plan.guards) + 1)
+
+
+def judge(
+    plan: Plan, cells: Sequence[Cell], *, step: int, elapsed_s: float, alpha: float = ALPHA, paired: Paired | None = None
+) -> Verdict:
+    """The verdict over all `cells` of the rollout while it stands at `step`, where it has been for `elapsed_s` seconds.
+
+    `paired` compares a shadow with stable, its bounds made with `paired_alpha`.
+    """
+    found = _judge(plan, cells, step, elapsed_s, alpha, paired)
+    return replace(found, paired=paired)
+
+
+def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha: float, paired: Paired | None) -> Verdict:
     broken, received = _split(cells)
     # Where the canary got more requests than its weight says, more bad events alone do not make it worse: judge by what it got.
-    evidence = _evidence(plan.guards, [cell.by_unit() for cell in (received if broken else cells)], alpha)
+    tests = _tests(plan.guards) + any(shadow for _, shadow in plan.stages())
+    evidence = _evidence(plan.guards, [cell.by_unit() for cell in (received if broken else cells)], tests / alpha)
     if harmful := [item for item in evidence if item.harmful]:
         return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
+    if paired is not None and paired.harmful:
+        return Verdict("roll_back", str(paired), evidence)
     if broken:
         return Verdict("hold", broken, evidence)
-    lacking = _lacking(plan, cells, step)
+    lacking = _unproven(plan, paired) if plan.stages()[step][1] else _lacking(plan, cells, step)
     if not lacking:
         return Verdict("promote", "every guard is inside its margin", evidence)
     if elapsed_s >= duration(plan.deadline).total_seconds():
@@ -99,18 +119,21 @@ def judge(plan: Plan, cells: Sequence[Cell], *, step: int, elapsed_s: float, alp
     return Verdict("continue", lacking, evidence)
 
 
-def _evidence(guards: Sequence[Guard], cells: Sequence[Cell], alpha: float) -> tuple[Evidence, ...]:
-    tests = sum(1 if guard.cap() is None else 2 for guard in guards)
+def _tests(guards: Sequence[Guard]) -> int:
+    return sum(1 if guard.cap() is None else 2 for guard in guards)
+
+
+def _evidence(guards: Sequence[Guard], cells: Sequence[Cell], limit: float) -> tuple[Evidence, ...]:
     made = []
     for guard in guards:
         found = _compare(guard, cells)
         levels = [(level.weight, level.stable_bad + level.canary_bad, level.canary_bad) for level in found]
         e_value = worse_arm(levels, max(1.0, guard.ratio(_stable_rate(found))))
-        made.append(Evidence(guard.metric(), e_value, tests / alpha, *_totals(found)))
+        made.append(Evidence(guard.metric(), e_value, limit, *_totals(found)))
         if (cap := guard.cap()) is not None:
             every = _levels(guard, cells)
             _, _, n, bad = totals = _totals(every)
-            made.append(Evidence(f"{guard.metric()} above {cap:g}", above_rate(cap, n, bad), tests / alpha, *totals))
+            made.append(Evidence(f"{guard.metric()} above {cap:g}", above_rate(cap, n, bad), limit, *totals))
     return tuple(made)
 
 
@@ -175,11 +198,18 @@ def _split_evidence(weight: float, n: int, canary: int) -> float:
     return SPLIT_LIMIT if certain else uneven_split([(weight, n, canary)])
 
 
+def _unproven(plan: Plan, paired: Paired | None) -> str:
+    """What keeps a shadow from passing, empty when nothing does."""
+    if not isinstance(plan, Shadow) or plan.within is None:
+        return "a shadow gets no traffic and is promoted by a person"
+    if paired is None or paired.n < plan.min_labels:
+        return f"{paired.n if paired else 0:,} of {plan.min_labels:,} labelled rows of both"
+    return "" if paired.passes(plan.within) else f"{paired}, allowed {-plan.within:g}"
+
+
 def _lacking(plan: Plan, cells: Sequence[Cell], step: int) -> str:
     """What keeps the step from passing, empty when nothing does."""
-    percent, shadow = plan.stages()[step]
-    if shadow:
-        return "a shadow gets no traffic and is promoted by a person"
+    percent, _ = plan.stages()[step]
     here = [cell for cell in cells if abs(cell.weight - percent / 100) < 1e-9]
     requests = sum(cell.total for cell in here if cell.arm == "canary")
     if requests < plan.min_requests:
