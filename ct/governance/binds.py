@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
+from pathlib import Path
 
-from ct.errors import InvalidSettings
+from ct.errors import InvalidSettings, Unavailable
 from ct.governance import access, secretfiles
 from ct.settings import Settings
 from ct.store.journal import Journal
 
 HAPROXY = "RAY_SERVE_ENABLE_HA_PROXY"
+TLS_SECONDS = 10.0
 
 
 def loopback(host: str) -> bool:
@@ -52,10 +57,42 @@ def tls(settings: Settings) -> dict[str, str]:
 
 
 def without_haproxy(settings: Settings, environ: Mapping[str, str]) -> None:
-    """Refuse TLS under Serve's HAProxy, which speaks neither HTTPS to clients nor to replicas that do. Raises InvalidSettings."""
+    """Refuse TLS by Serve's options under HAProxy, as Serve runs it: it speaks TLS neither to clients nor to replicas. Raises InvalidSettings."""
     if tls(settings) and environ.get(HAPROXY) == "1":
         raise InvalidSettings(
             f"tls_cert is set and {HAPROXY}=1: HAProxy, as Ray Serve runs it, cannot speak TLS",
             f"{HAPROXY}=0 in the environment of every Ray process, or TLS at a load balancer before it",
             "see docs/security.md",
         )
+
+
+def speaks_tls(settings: Settings) -> None:
+    """See that what listens on this machine as the endpoint speaks TLS with the settings' certificate. Raises Unavailable."""
+    host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host
+    wanted = ssl.PEM_cert_to_DER_cert(_first(Path(tls(settings)["ssl_certfile"]).read_text()))
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # it is compared byte by byte below
+    until, said = time.monotonic() + TLS_SECONDS, ""
+    while time.monotonic() < until:
+        try:
+            with socket.create_connection((host, settings.port), 2) as raw, context.wrap_socket(raw) as held:
+                if held.getpeercert(binary_form=True) == wanted:
+                    return
+                said = "it shows another certificate"
+        except OSError as error:
+            said = str(error)
+        time.sleep(0.2)
+    raise Unavailable(
+        f"{settings.endpoint} does not speak TLS with {settings.tls_cert}: {said}",
+        "the settings with which the head was started",
+        "`ct deploy --down`, then `ct deploy`",
+    )
+
+
+def _first(chain: str) -> str:
+    begin, end = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
+    at = chain.find(begin)
+    stop = chain.find(end, at)
+    if at < 0 or stop < 0:
+        raise InvalidSettings("tls_cert holds no certificate", "a PEM file", "check tls_cert")
+    return chain[at : stop + len(end)]

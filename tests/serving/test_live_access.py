@@ -6,6 +6,7 @@ import datetime
 import http.client
 import ipaddress
 import json
+import re
 import socket
 import ssl
 import subprocess
@@ -21,7 +22,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
-from test_live import Live
+from test_live import Live, listening
 from tiny import ROW, Project
 
 from ct import settings
@@ -147,6 +148,21 @@ def _until(live: Live, secret: str, status: int) -> float:
         assert time.monotonic() - begun < 20, found
         time.sleep(0.1)
     return time.monotonic() - begun
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux' table of sockets")
+def test_beyond_loopback_only_the_endpoint_itself_listens(live: Live, admin: str) -> None:
+    """Not the replicas, which speak plain HTTP, nor Serve's fallback proxy, nor HAProxy's own pages."""
+    head = json.loads((live.project.settings.home / "ray.json").read_text())
+    (config,) = Path(head["folder"]).rglob("haproxy.cfg")
+    text = config.read_text()
+    binds = {int(found) for found in re.findall(r"^ +bind \S*:(\d+)", text, re.MULTILINE)}
+    behind = {int(found) for found in re.findall(r"^ +server \S+ \S+:(\d+)", text, re.MULTILINE)}
+    assert live.port in binds
+    assert behind
+    found = listening(binds | behind)
+    assert {port for port, _ in found} >= binds
+    assert {port for port, host in found if host != "0100007F"} == {live.port}
 
 
 def test_no_secret_is_in_any_log(live: Live, admin: str) -> None:

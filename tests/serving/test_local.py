@@ -75,6 +75,12 @@ def test_the_program_in_haproxys_place_closes_two_pages_and_leaves_the_endpoint(
         binds = [line.split()[1] for line in config.read_text().splitlines() if line.strip().startswith("bind")]
         assert binds == [f"127.0.0.1:{ports[0]}", f"*:{ports[1]}", f"127.0.0.1:{ports[2]}"]
     assert f"timeout http-request {haproxy.HEADER_SECONDS}s" in config.read_text()
+    haproxy.write(Path(program), host="0.0.0.0", pem=tmp_path / "tls.pem")
+    config.write_text(config.read_text().replace(f"bind *:{ports[1]}", f"bind 127.0.0.1:{ports[1]}"))
+    for _ in range(2):  # the certificate is not there, so HAProxy ends with an error; what it was given is looked at
+        subprocess.run([program, "-c", "-f", str(config)], capture_output=True, text=True, check=False)
+        assert f"    bind *:{ports[1]} ssl crt {tmp_path / 'tls.pem'} ssl-min-ver TLSv1.2\n" in config.read_text()
+        assert f"    bind 127.0.0.1:{ports[0]}\n" in config.read_text()
     template = importlib.import_module("ray.serve._private.haproxy_templates").HAPROXY_CONFIG_TEMPLATE
     for line in (
         "\nfrontend prometheus\n    bind :{{",
