@@ -62,7 +62,7 @@ def _operation(
         "summary": door.summary,
         "responses": {
             "200": {"description": "The answer", "content": _answers(door, objective)},
-            **{code: _refused(text) for code, text in _ERRORS.items()},
+            **{code: _refused(code, text) for code, text in _ERRORS.items()},
         },
     }
     if door.role:
@@ -87,8 +87,11 @@ def _header(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "in": "header", "required": False, "schema": schema}
 
 
-def _refused(text: str) -> dict[str, Any]:
-    return {"description": text, "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}}
+def _refused(code: str, text: str) -> dict[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
+    if code == "400":  # what is no HTTP at all is answered by the server, in plain text
+        content["text/plain"] = {"schema": {"type": "string"}}
+    return {"description": text, "content": content}
 
 
 def _bodies(door: Path, most: int) -> dict[str, Any]:
@@ -156,4 +159,4 @@ def _tensor() -> dict[str, Any]:
 def _error() -> dict[str, Any]:
     text = {"type": "string"}
     told = {name: text for name in ("error", "found", "expected", "remedy", "field", "request_id")}
-    return _object({"code": {"type": "integer"}, **told}, "error", *told)
+    return _object({"code": {"type": "integer"}, **told}, "code", *told)
