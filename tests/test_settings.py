@@ -76,3 +76,16 @@ def test_workers_are_a_number_or_the_least_and_the_most(tmp_path: Path, given: o
 def test_other_workers_are_refused(tmp_path: Path, given: object) -> None:
     with pytest.raises(InvalidSettings, match="workers = "):
         settings.load(tmp_path, {}, workers=given)
+
+
+@pytest.mark.parametrize(("given", "meant"), [(3, 3), ("2", 2), ("2:8", (2, 8)), ([2, 8], (2, 8))])
+def test_replicas_are_a_number_or_the_least_and_the_most(tmp_path: Path, given: object, meant: object) -> None:
+    found = settings.load(tmp_path, {}, replicas=given)
+    assert found.replicas == meant
+    assert found.replica_range == (meant if isinstance(meant, tuple) else (meant, meant))
+
+
+@pytest.mark.parametrize("given", [0, "0", "0:2", "3:2", "1:2:3", "two", 1001, -1, 1.5])
+def test_other_replicas_are_refused(tmp_path: Path, given: object) -> None:
+    with pytest.raises(InvalidSettings, match="replicas = "):
+        settings.load(tmp_path, {}, replicas=given)

@@ -46,8 +46,18 @@ FAMILIES = families(
     ("ct_rollout_weight", "gauge", "An arm's share of traffic in the route in force, 0 to 1."),
     ("ct_rollout_shadowed", "gauge", "1 when an arm also scores, unseen, what stable answers."),
     ("ct_circuit_open", "gauge", "1 when an arm failed so often that this replica gives its requests to stable."),
+    (
+        "ct_missing_versions",
+        "gauge",
+        "Candidates of the route in force that this replica could not load; stable has their requests.",
+    ),
+    (
+        "ct_candidates_halted",
+        "gauge",
+        "1 while an order on the node's disk keeps the candidates out (ct rollout abort --offline).",
+    ),
     ("ct_resident_versions", "gauge", "Versions loaded in this replica."),
-    ("ct_resident_bytes", "gauge", "Size of a loaded version's files, by version."),
+    ("ct_resident_bytes", "gauge", "Memory that a loaded version takes, as measured when it was loaded."),
     ("ct_online_newest_timestamp_seconds", "gauge", "Event time of the newest row in the online store, by source."),
     ("ct_online_filled_timestamp_seconds", "gauge", "When the online store last took a row, by source."),
 )
@@ -150,7 +160,7 @@ class Telemetry:
         if live is not None:  # what will be counted is there from the start: Prometheus sees no increase from nothing to one
             for arm, slot in {STABLE: live.stable, **live.candidates}.items():
                 self._of(arm, slot.predictor.version)
-        made = [*self._counts(), *self._arms(), *self._held(slots), *self._route(live)]
+        made = [*self._counts(), *self._arms(), *self._held(slots), *self._route(slots, live)]
         for word, moment in (("newest", "newest"), ("filled", "stored")):
             for source in freshness:
                 if (at := getattr(source, moment)) > 0:
@@ -188,20 +198,24 @@ class Telemetry:
     def _held(self, slots: Slots) -> list[Sample]:
         loaded = sorted(slots.loaded.items())
         made: list[Sample] = [("ct_inflight_requests", {"version": version}, slot.in_flight) for version, slot in loaded]
+        made += [("ct_resident_bytes", {"version": version}, slot.size) for version, slot in loaded]
         return [*made, ("ct_resident_versions", {}, len(loaded))]
 
-    def _route(self, live: Live | None) -> list[Sample]:
+    def _route(self, slots: Slots, live: Live | None) -> list[Sample]:
         made: list[Sample] = [
             ("ct_ready", {}, int(live is not None)),
             ("ct_routing_epoch", {}, live.route.epoch if live else 0),
         ]
         if live is None:
             return made
+        decided, missing = slots.route or live.route, len(slots.missing)
+        made.append(("ct_missing_versions", {}, missing))
+        made.append(("ct_candidates_halted", {}, int(bool(decided.candidates) and not live.route.candidates and not missing)))
         versions = {STABLE: live.stable, **live.candidates}
         for arm, weight in live.route.shares.items():
             labels = {"arm": arm, "version": versions[arm].predictor.version}
             made.append(("ct_rollout_weight", labels, weight / WHOLE))
         for share, (arm, circuit) in zip(live.route.candidates, live.circuits.items(), strict=True):
             made.append(("ct_rollout_shadowed", {"arm": arm}, int(share.shadow)))
-            made.append(("ct_circuit_open", {"arm": arm}, int(circuit.open)))
+            made.append(("ct_circuit_open", {"arm": arm}, int(circuit.open and circuit.limit > 0)))
         return made

@@ -98,7 +98,9 @@ def counted() -> Telemetry:
 
 
 def test_what_is_counted_is_told() -> None:
-    text = scrape.text("tiny", {"r1": counted().samples(SimpleNamespace(live=None, loaded={})), "r2": None}, 2)  # type: ignore[arg-type]
+    text = scrape.text(
+        "tiny", {"r1": counted().samples(SimpleNamespace(live=None, loaded={}, missing=(), route=None)), "r2": None}, 2
+    )  # type: ignore[arg-type]
     found = {
         name: {dict(labels).get("code") or dict(labels).get("reason") or "": value for labels, value in told.items()}
         for name, told in read(text).items()
