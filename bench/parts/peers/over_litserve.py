@@ -18,7 +18,7 @@ def _predict(self: Any, row: dict[str, Any]) -> dict[str, float]:
     return {"score": self.model.score(row)}
 
 
-Api = type("Api", (litserve.LitAPI,), {"setup": _setup, "predict": _predict})
+Api = type("Api", (litserve.LitAPI,), {"__module__": __name__, "setup": _setup, "predict": _predict})
 
 if __name__ == "__main__":
     server = litserve.LitServer(Api(), accelerator="cpu", workers_per_device=2)

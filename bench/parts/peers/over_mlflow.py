@@ -19,7 +19,7 @@ def _predict(self: Any, context: Any, model_input: pd.DataFrame, params: Any = N
     return [self.model.score(row) for row in model_input.to_dict("records")]
 
 
-Scores = type("Scores", (mlflow.pyfunc.PythonModel,), {"load_context": _load, "predict": _predict})
+Scores = type("Scores", (mlflow.pyfunc.PythonModel,), {"__module__": __name__, "load_context": _load, "predict": _predict})
 
 if __name__ == "__main__":
     mlflow.pyfunc.save_model(sys.argv[1], python_model=Scores(), pip_requirements=[])
