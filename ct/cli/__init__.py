@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import auditing, changing, features, judging, reading, rollout, sweeping, tables, tokens
+from ct.cli import auditing, changing, features, flags, judging, reading, rollout, sweeping, tables, tokens
 
 app = typer.Typer(
     name="ct",
@@ -42,6 +42,7 @@ for command in (
     app.command()(command)
 app.add_typer(rollout.app, name="rollout")
 app.add_typer(tokens.app, name="token")
+app.add_typer(flags.app, name="flag")
 
 
 def main() -> None:
