@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ct.control.sweeping import Swept, sweep
 from ct.data.arriving import Reader
 from ct.data.ingest import Outcome, ingest
 from ct.data.tables import Warehouse
-from ct.errors import Conflict, CtError, NotFound
+from ct.errors import Conflict, CtError, NotFound, Unavailable
 from ct.features import online
 from ct.monitoring.alerts import Alert, send
 from ct.pipeline import Pipeline, Table
@@ -112,9 +113,11 @@ class Actor:
         from ct.serving import local
 
         if not (self.settings.ray_address or os.environ.get("RAY_ADDRESS")):
-            local.start(self.settings)
-            if self._inside:
-                ray.shutdown()
+            address = local.start(self.settings)
+            # Within this process, or of a head that was killed.
+            if self._inside or (ray.is_initialized() and ray.get_runtime_context().gcs_address != address):
+                local.leave()
+                vars(self).pop("serving", None)
                 self._inside = False
         if not ray.is_initialized():
             self._connect()
@@ -328,14 +331,16 @@ class Actor:
         loaded = self.route().arms
         for arm in route.arms:
             if arm not in loaded:
-                self.serving.stage(arm.version, arm.manifest)
+                self.serving.stage(arm.version, arm.manifest, arm.app)
         routes.put(self.journal, route, cause=cause)
         self.serving.activate(route)
         return route
 
     def _activate(self, route: Route) -> None:
-        for arm in route.arms:
-            self.serving.stage(arm.version, arm.manifest)
+        self.serving.stage(route.stable.version, route.stable.manifest, route.stable.app)
+        for share in route.candidates:
+            with suppress(Unavailable):  # a candidate that cannot be loaded gets nothing and keeps stable from nobody
+                self.serving.stage(share.arm.version, share.arm.manifest, share.arm.app)
         self.serving.activate(route)
 
     def _newest(self, name: str) -> versions.Version:

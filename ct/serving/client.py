@@ -15,7 +15,7 @@ from ct.registry import routes
 from ct.registry.routes import Arm, Route
 from ct.serving import haproxy
 from ct.settings import Settings
-from ct.store.journal import Journal
+from ct.store.journal import Journal, New
 
 STAGE_SECONDS = 60.0
 ACTIVATE_SECONDS = 5.0
@@ -88,6 +88,8 @@ class Serving:
         A replica that does not answer in time holds up nobody and follows by its own polling. Raises Unavailable when one cannot load it,
         or none answers.
         """
+        if app:
+            self._require_app(Arm(version, manifest, app))
         self._broadcast("stage", version, manifest, *([app] if app else []), seconds=STAGE_SECONDS)
 
     def activate(self, route: Route) -> list[int]:
@@ -110,10 +112,27 @@ class Serving:
         """
         from ct.serving import isolated
 
-        name = isolated.app_name(self._endpoint, arm.version)
+        arm = replace(arm, app=isolated.app_name(self._endpoint, arm.version))
         application = isolated.build(self._settings, arm, replicas=replicas, runtime_env=runtime_env, most_bytes=most_bytes)
-        isolated.start(name, application, replicas)
-        return replace(arm, app=name)
+        isolated.start(arm.app, application, replicas)
+        given = {"replicas": replicas, "runtime_env": dict(runtime_env or {}), "most_bytes": most_bytes}
+        # A new cluster knows nothing of it: what it takes to run it again is kept.
+        Journal(self._settings.database).append(f"apart/{self._endpoint}", [New("ArmDeployed", {"app": arm.app, **given})])
+        return arm
+
+    def _require_app(self, arm: Arm) -> None:
+        """Run a version apart again as it was last run, if it does not run."""
+        from ray import serve
+
+        if arm.app in serve.status().applications:
+            return
+        told = Journal(self._settings.database).read(f"apart/{self._endpoint}", types=["ArmDeployed"])
+        known = [event.data for event in told if event.data["app"] == arm.app]
+        if not known:
+            raise Unavailable(
+                f"{arm.app} does not run, and nobody has deployed it here", "a version apart", "deploy_arm it first"
+            )
+        self.deploy_arm(arm, **{name: value for name, value in known[-1].items() if name != "app"})
 
     def remove_arm(self, arm: Arm, *, seconds: float = DRAIN_SECONDS) -> bool:
         """End a version apart once no route names it and no request uses it. Returns whether there was one.

@@ -57,6 +57,7 @@ def start(settings: Settings, *, dashboard: bool = False, cpus: int | None = Non
     with _alone(settings):
         head = _running(settings)
         if head is None:
+            _clear(settings)
             head = _launch(settings, dashboard, cpus)
     return head.address
 
@@ -79,12 +80,24 @@ def connect(settings: Settings) -> None:
     """Connect this process to the settings' cluster, or to the head that `start` started. Raises Unavailable without one."""
     import ray
 
+    target = settings.ray_address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        return
-    target = settings.ray_address or os.environ.get("RAY_ADDRESS") or address(settings)
+        if target or ray.get_runtime_context().gcs_address == (target := address(settings)) or not target:
+            return
+        leave()  # the head that this process knew is gone, and another one runs
+    target = target or address(settings)
     if not target:
         raise Unavailable("no Ray cluster runs for this project", "a running head", "run `ct deploy`")
     ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, namespace="ct")
+
+
+def leave() -> None:
+    """Part this process from its cluster, which may be dead, so that it can connect to another."""
+    import ray
+    from ray.serve import context
+
+    ray.shutdown()
+    context._set_global_client(None)  # Serve keeps its own, which belongs to the old cluster
 
 
 def stop(settings: Settings) -> bool:
@@ -94,6 +107,8 @@ def stop(settings: Settings) -> bool:
         if head is not None:
             _end(head)
             shutil.rmtree(head.folder, ignore_errors=True)
+        else:
+            _clear(settings)
         for path in (_note(settings), _token(settings)):
             path.unlink(missing_ok=True)
     return head is not None
@@ -196,6 +211,15 @@ def _running(settings: Settings) -> Head | None:
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return head if head.born and _born(head.pid) == head.born else None
+
+
+def _clear(settings: Settings) -> None:
+    """End what a head that was killed has left: its replicas go on for a while, and its proxy holds the endpoint's port."""
+    with suppress(FileNotFoundError, ValueError, TypeError):
+        head = Head(**json.loads(_note(settings).read_text(encoding="utf-8")))
+        # While anything is left of a session its leader's number goes to no other process.
+        if head.pid > 1 and not _born(head.pid):
+            _end(head)
 
 
 def _born(pid: int) -> str:
