@@ -49,6 +49,12 @@ class Settings(BaseModel):
     )
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=1, le=65535)
+    direct_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        description="A second port of each node, where replicas answer without Serve's proxy and wrapper; 0 for none. See docs/adr/0012.",
+    )
     hosts: tuple[str, ...] = Field(
         default=(), description="Host headers that are answered, besides loopback's own; beyond loopback any when empty."
     )

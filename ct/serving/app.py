@@ -17,6 +17,7 @@ from ct.governance import binds
 from ct.registry.routes import Route
 from ct.serving import paths
 from ct.serving.access import Access, Gate, hosts
+from ct.serving.door import Door
 from ct.serving.endpoint import Endpoint
 from ct.serving.exposition import Sample
 from ct.serving.isolated import RemotePredictor
@@ -49,6 +50,7 @@ class AppArgs(BaseModel):
     online_url: str | None = None
     max_body_bytes: int | None = None
     max_rows: int | None = None
+    direct_port: int | None = None
     host: str | None = None
     hosts: tuple[str, ...] | None = None
 
@@ -71,6 +73,7 @@ class EndpointReplica:
         self._replica.known_as = known.replica_tag
         self._replica.siblings = Siblings(known.app_name, known.deployment, known.replica_tag)
         self._polling: tuple[asyncio.Task[None], ...] = ()
+        self._door: Door | None = None
 
     def __serve_build_asgi_app__(self) -> App:
         """The ASGI application, asked for by Serve once."""
@@ -78,6 +81,8 @@ class EndpointReplica:
         inside = Access(Endpoint(self._replica), self._gate, paths.found, hosts=self._hosts, answered=telemetry.answered)
         limits = Limits(inside, self._replica.settings, answered=telemetry.limited)
         telemetry.in_work = lambda: limits.in_work
+        if self._replica.settings.direct_port:
+            self._door = Door(limits, self._replica.settings, ready=self._ready, fault=telemetry.fault)
         return limits
 
     async def stage(self, version: str, manifest: str, app: str = "") -> str:
@@ -106,6 +111,14 @@ class EndpointReplica:
         self._poll()
         await self._replica.check()
 
+    def _ready(self) -> bool:
+        return self._replica.slots.live is not None
+
+    async def __del__(self) -> None:
+        """Serve awaits this when it stops a replica, after its own requests have ended and before it kills the process."""
+        if self._door is not None:
+            await self._door.close()
+
     def _reach(self, app: str, made: Mapping[str, bytes]) -> Predictor:
         if self._loop is None:
             raise Unavailable(f"{app} cannot be asked yet", "a replica that polls", "wait a second")
@@ -118,6 +131,8 @@ class EndpointReplica:
             known = self._gate.keep_current(self._replica.telemetry.fault)
             work = (self._replica.keep_converging(), self._replica.keep_heeding(), known)
             self._polling = tuple(map(asyncio.create_task, work))
+            if self._door is not None:
+                self._polling += (asyncio.create_task(self._door.keep_open()),)
 
 
 def build(args: AppArgs | dict[str, Any]) -> serve.Application:
