@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import threading
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from ct import settings
-from ct.errors import InvalidSettings
+from ct.errors import InvalidSettings, Unavailable
 from ct.governance import access, binds, secretfiles
 from ct.store.journal import Journal
 
@@ -73,3 +81,46 @@ def test_a_secret_written_anew_keeps_nothing_of_the_old_files_mode(tmp_path: Pat
     secretfiles.write(path, "new")
     assert secretfiles.read(path) == "new"
     assert [found.name for found in tmp_path.iterdir()] == ["secret"]
+
+
+def _certificate(folder: Path, name: str) -> tuple[Path, Path]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    begun = datetime.now(UTC) - timedelta(days=1)
+    made = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    made = made.serial_number(1).not_valid_before(begun).not_valid_after(begun + timedelta(days=3))
+    cert, secret = folder / f"{name}.pem", folder / f"{name}.key"
+    cert.write_bytes(made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM))
+    plain = serialization.NoEncryption()
+    secretfiles.write(secret, key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain).decode())
+    return cert, secret
+
+
+@pytest.mark.parametrize("shown", ["own", "other", "plain"])
+def test_what_was_started_is_seen_to_speak_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shown: str) -> None:
+    """A head that was started before `tls_cert` was set speaks plain HTTP, which a client's token must never meet."""
+    monkeypatch.setattr(binds, "TLS_SECONDS", 1.0)
+    _certificate(tmp_path, "own")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        listening: socket.socket = server
+        if shown != "plain":
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(
+                *_certificate(tmp_path, "other") if shown == "other" else (tmp_path / "own.pem", tmp_path / "own.key")
+            )
+            listening = context.wrap_socket(server, server_side=True)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    listening.accept()[0].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        place = settings.load(tmp_path, environ={}, port=listening.getsockname()[1])
+        place = place.model_copy(update={"tls_cert": Path("own.pem"), "tls_key": Path("own.key")})
+        if shown == "own":
+            binds.speaks_tls(place)
+        else:
+            with pytest.raises(Unavailable, match="does not speak TLS"):
+                binds.speaks_tls(place)
+        listening.close()
