@@ -206,16 +206,13 @@ def test_what_board_and_rules_name_is_in_a_real_scrape(served: Served) -> None:
     """The control plane's own are in the families that it tells, see tests/control/test_exposed.py."""
     from ct.control.exposed import FAMILIES
 
-    told = {family.name for family in text_string_to_metric_families(served.scrape())}
     lines = re.findall(r"^# TYPE (\S+) ", served.scrape(), re.M)
-    assert told
     known = set(lines) | set(FAMILIES)
     parts = {f"{name}{ending}" for name in known for ending in ("_bucket", "_sum", "_count")}
     for file in ("grafana.json", "alerts.yml"):
         named = set(re.findall(r"\bct_[a-z_]+", (ROOT / "ops" / file).read_text()))
-        recorded = set(re.findall(r"record: (\S+)", (ROOT / "ops" / file).read_text()))
         assert len(named) > 5, file
-        assert named - known - parts - recorded == set(), file
+        assert named - known - parts == set(), file
 
 
 def test_a_hung_replica_is_told_and_not_waited_for(served: Served) -> None:
