@@ -19,6 +19,7 @@ from typing import Any
 from ct.errors import Conflict, Corrupt, CtError, InvalidRequest, NotFound
 from ct.ids import canonical, sha256
 from ct.registry import files
+from ct.registry.flags import BUILT_IN, OWN, Flags, checked
 from ct.registry.routes import Route
 from ct.settings import Settings
 from ct.store import files as disk
@@ -70,6 +71,24 @@ def pinned(settings: Settings, endpoint: str) -> Route | None:
     except (ValueError, KeyError, TypeError) as error:
         remedy = "remove it; the replicas write it anew"
         raise Corrupt(f"{place} is no pinned route: {error}", "the bytes that were written", remedy) from None
+
+
+def pin_flags(settings: Settings, endpoint: str, flags: Flags) -> None:
+    """Keep the endpoint's flags on this node's disk: what was switched off stays off without a database. Raises Unavailable."""
+    disk.put(str(_pin(settings, endpoint).with_suffix(".flags")), canonical(flags.to_json()).encode())
+
+
+def pinned_flags(settings: Settings, endpoint: str) -> Flags:
+    """The flags that this node's replicas last knew; the defaults where none were kept. Raises Corrupt or Unavailable."""
+    place = _pin(settings, endpoint).with_suffix(".flags")
+    try:
+        found = json.loads(disk.get(str(place)))
+        own = {name.removeprefix(OWN): value for name, value in found.items() if name.startswith(OWN)}
+        return Flags(**{name: checked(name, found[name]) for name in BUILT_IN}, own=own)
+    except NotFound:
+        return Flags()
+    except (ValueError, KeyError, TypeError, AttributeError, InvalidRequest) as error:
+        raise Corrupt(f"{place} holds no flags: {error}", "the bytes that were written", "remove it") from None
 
 
 # -- the files

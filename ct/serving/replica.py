@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,8 @@ from ct.data import labels, predictions
 from ct.data.columns import from_rows
 from ct.errors import Corrupt, CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
-from ct.registry import pinned, routes
+from ct.registry import flags, pinned, routes
+from ct.registry.flags import Flags
 from ct.registry.routes import STABLE, Arm, Route
 from ct.serving import answers, scrape, veil
 from ct.serving.answering import Answering
@@ -48,7 +50,7 @@ class Replica:
         )
         self.telemetry = Telemetry(endpoint)
         self._journal: Journal | None = None
-        self._pinned_epoch = 0
+        self._pinned_epoch, self._flags_seen = 0, 0
         self._order: tuple[int, int, int] | None = None
         self._online = online.opened(settings)
         self._inbox = predictions.Inbox(settings.inbox, self.name)
@@ -60,6 +62,7 @@ class Replica:
             inbox=self._inbox,
             max_rows=settings.max_rows,
         )
+        self.flags = Flags()
         self.converge()
 
     # -- control
@@ -72,9 +75,11 @@ class Replica:
         self._heed()
         try:
             route = self._newest()
+            self._read_flags()
         except CtError as error:
             self.telemetry.fault(type(error).__name__)
             route = self._pinned()
+            self._recall_flags()
         if route is not None and route.epoch > self.slots.epoch:
             if route.stable.app:
                 return self.slots.epoch  # it is asked through the event loop, which does not run yet: polling does it
@@ -91,6 +96,34 @@ class Replica:
         if self._journal.version(routes.stream(self.endpoint)) <= self.slots.epoch:
             return None
         return routes.current(self._journal, self.endpoint)
+
+    def _read_flags(self) -> None:
+        """Obey the journal's flags, if they have changed. Raises Unavailable."""
+        assert self._journal is not None, "the route was read before"
+        version = self._journal.version(flags.stream(self.endpoint))
+        if version == self._flags_seen:
+            return
+        self.flags, self._flags_seen = flags.current(self._journal, self.endpoint), version
+        try:
+            pinned.pin_flags(self.settings, self.endpoint, self.flags)
+        except (CtError, OSError) as error:  # a full disk stops no answer
+            self.telemetry.fault(type(error).__name__)
+
+    def _recall_flags(self) -> None:
+        try:
+            self.flags = pinned.pinned_flags(self.settings, self.endpoint)
+        except CtError as error:  # nobody knows what was switched off
+            self.telemetry.fault(type(error).__name__)
+            self.flags = Flags(canary=False, shadow=False)
+
+    @property
+    def flags(self) -> Flags:
+        """The flags in force here, see registry/flags.py."""
+        return self._flags
+
+    @flags.setter
+    def flags(self, new: Flags) -> None:
+        self._flags = self.answering.flags = new
 
     def _pinned(self) -> Route | None:
         try:
@@ -161,6 +194,7 @@ class Replica:
             try:
                 try:
                     route = await asyncio.to_thread(self._newest)
+                    await asyncio.to_thread(self._read_flags)
                 except CtError as error:
                     self.telemetry.fault(type(error).__name__)
                     route = self._pinned() if self.slots.live is None else None
@@ -247,6 +281,7 @@ class Replica:
         live = self.slots.live
         return {
             "replica": self.name,
+            "pid": os.getpid(),
             "epoch": self.slots.epoch,
             "shown": {STABLE: live.stable.predictor.version, **_shown(live)} if live else {},
             "bytes": self.slots.size,

@@ -14,7 +14,7 @@ from tiny import ROW, Project
 
 from ct.data import predictions
 from ct.errors import Corrupt, Unavailable
-from ct.registry import files, pinned
+from ct.registry import files, flags, pinned
 from ct.registry.routes import WHOLE, Route
 from ct.serving import replica as module
 from ct.serving.replica import Replica
@@ -171,3 +171,24 @@ def test_its_health_is_a_real_prediction_and_a_log_that_is_written(project: Proj
     replica._inbox.close()
     with pytest.raises(Unavailable, match="writer"):
         asyncio.run(replica.check())
+
+
+def test_flags_are_obeyed_within_seconds_and_kept_for_a_day_without_database(project: Project) -> None:
+    _canary(project)
+    replica = Replica(project.settings, "tiny")
+
+    async def switched() -> set[str]:
+        flags.set_(project.journal, "tiny", "own.theme", {"dark": True})
+        flags.set_(project.journal, "tiny", "canary", "off")
+        await _until(lambda: not replica.flags.canary, 3.0)
+        return await _versions(replica)
+
+    assert _following(replica, switched) == {"v1"}
+    assert replica.flags.own == {"theme": {"dark": True}}
+    away = _away(project)
+    alone = Replica(away, "tiny")
+    assert alone.flags == replica.flags
+    assert asyncio.run(_versions(alone)) == {"v1"}
+    (kept,) = (away.home / "pinned").glob("*.flags")
+    kept.write_text('{"canary": "maybe"}')
+    assert asyncio.run(_versions(Replica(away, "tiny"))) == {"v1"}, "what cannot be read permits nothing"

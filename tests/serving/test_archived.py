@@ -40,12 +40,12 @@ pipeline = ct.Pipeline(
 """
 
 
-def version(project: Project, name: str, by: float) -> tuple[dict[str, bytes], Path]:
+def version(project: Project, name: str, by: float, text: str = PIPELINE) -> tuple[dict[str, bytes], Path]:
     """The files of a version whose feature `distance` is the user's own function, and the file that running its code leaves."""
     folder = project.settings.root / name
     folder.mkdir(parents=True)
     (folder / "near.py").write_text(f"BY = {by}\n")
-    (folder / "line.py").write_text(PIPELINE.format(marker=str(folder / "ran")))
+    (folder / "line.py").write_text(text.format(marker=str(folder / "ran")))
     made = model_files(name)
     feature = load(str(folder / "line.py")).features[0]
     for module in ("line", "near"):
