@@ -17,6 +17,10 @@ BUSY_SECONDS = 30
 _POSTGRES = {
     "connect_timeout": "5",
     "tcp_user_timeout": "30000",
+    # A server that vanishes after it took a question would be waited for for two hours otherwise: it is asked every 5 s whether it lives.
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
     "options": f"-c lock_timeout={BUSY_SECONDS}s -c idle_in_transaction_session_timeout=60s",
 }
 

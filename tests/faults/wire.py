@@ -44,6 +44,7 @@ class Wire:
             try:
                 client, _ = self._listening.accept()
                 server = socket.create_connection(self._server, 5)
+                server.settimeout(None)
             except OSError:
                 continue
             self._ends += [client, server]

@@ -125,3 +125,10 @@ def test_the_driver_is_named(tmp_path: Path) -> None:
     assert database.reach("postgresql://ann@host/db").startswith("postgresql+psycopg://ann@host/db?")
     assert "connect_timeout=9" in database.reach("postgresql+psycopg://ann@host/db?connect_timeout=9")
     assert database.masked("postgresql://ann:x@host/db?password=x") == "postgresql://ann:***@host/db"
+
+
+def test_a_server_that_vanished_is_not_waited_for_for_hours() -> None:
+    """The kernel's own pace is two hours until the first question whether the other end still lives."""
+    reached = database.reach("postgresql://ann@host/db")
+    wanted = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+    assert all(f"{name}={value}" in reached for name, value in wanted.items())
