@@ -35,11 +35,11 @@ def test_the_difference_is_delong_s() -> None:
 
 def test_an_equal_shadow_is_seldom_called_worse_and_a_worse_one_soon() -> None:
     rng, wrongly, needed = np.random.default_rng(7), 0, []
-    for _ in range(150):
+    for _ in range(50):
         equal, worse = scored(rng, LOOKS[-1], 0.0), scored(rng, LOOKS[-1], 0.02)
         wrongly += any(compare(BINARY, *(part[:n] for part in equal), alpha=0.05).harmful for n in LOOKS)
         needed.append(next((n for n in LOOKS if compare(BINARY, *(part[:n] for part in worse), alpha=0.05).harmful), 10**9))
-    assert wrongly <= 15  # 5 % of 150, and three standard errors
+    assert wrongly <= 7  # 5 % of 50, and three standard errors
     assert np.median(needed) < 1500
 
 

@@ -5,13 +5,14 @@ import pytest
 import ct
 from ct.ids import describe, fingerprint
 from ct.rollout.guards import Guard
+from ct.rollout.plans import Stage
 from ct.rollout.verdict import Cell, judge
 
 
 def test_a_plan_describes_itself_stably() -> None:
     plan = ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()])
     assert plan.validate() == []
-    assert plan.stages() == ((10, False), (50, False), (100, False))
+    assert plan.stages() == (Stage((10,)), Stage((50,)), Stage((100,)))
     assert plan == ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()])
     assert describe(plan)["steps"] == [10, 50, 100]
     assert fingerprint(plan) != fingerprint(ct.Canary(10, 50, 100, guards=[ct.error_rate(0.02)]))
