@@ -60,6 +60,7 @@ class Settings(BaseModel):
     )
     tls_cert: Path | None = Field(default=None, description="PEM certificate chain; with tls_key the endpoint speaks HTTPS.")
     tls_key: Path | None = Field(default=None, description="PEM private key, readable by its owner alone.")
+    grpc_port: int = Field(default=0, ge=0, le=65535, description="Port of gRPC inference.GRPCInferenceService; 0 for none.")
     replicas: Annotated[Replicas, BeforeValidator(lambda value: replicas_of(value))] = Field(
         default=1, description="Replicas of the endpoint: 2 keeps two, 2:8 as many as the load needs."
     )

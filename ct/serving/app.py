@@ -20,6 +20,7 @@ from ct.serving.access import Access, Gate, hosts
 from ct.serving.door import Door
 from ct.serving.endpoint import Endpoint
 from ct.serving.exposition import Sample
+from ct.serving.grpc_service import Inference
 from ct.serving.isolated import RemotePredictor
 from ct.serving.limits import Limits
 from ct.serving.replica import Replica
@@ -60,8 +61,8 @@ class AppArgs(BaseModel):
 
 
 @serve.ingress()
-class EndpointReplica:
-    """One replica. Besides HTTP it answers the control plane's broadcasts."""
+class EndpointReplica(Inference):
+    """One replica. Besides HTTP and gRPC it answers the control plane's broadcasts."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         parsed = AppArgs(**args)

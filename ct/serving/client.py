@@ -58,13 +58,23 @@ class Serving:
         args = AppArgs(endpoint=self._endpoint, root=str(place.root), host=place.host, hosts=place.hosts, **named)
         options = {"port": place.port, "request_timeout_s": REQUEST_SECONDS} | self._listening()
         try:
-            serve.start(http_options=options, proxy_location="EveryNode" if place.ray_address else "HeadOnly")
+            serve.start(
+                http_options=options, grpc_options=self._grpc(), proxy_location="EveryNode" if place.ray_address else "HeadOnly"
+            )
             serve.run(build(args), name=self._endpoint, route_prefix="/")
         except (RuntimeError, TimeoutError) as error:
             raise Unavailable(f"the endpoint did not start: {error}", "healthy replicas", "see the replica's log") from None
         self._handle = None
         if place.tls_cert is not None and not self._cluster:
             binds.speaks_tls(place)
+
+    def _grpc(self) -> dict[str, Any] | None:
+        """Serve's gRPC server, where the settings give it a port."""
+        if not self._settings.grpc_port:
+            return None
+        function = "ct.serving.grpc_service.add_to_server"
+        timeout = {"request_timeout_s": REQUEST_SECONDS, "enable_reflection": False}
+        return {"port": self._settings.grpc_port, "grpc_servicer_functions": [function], **timeout}
 
     def _listening(self) -> dict[str, str]:
         """Where Serve listens, and its TLS. Before HAProxy of our own head it keeps to loopback: the program in HAProxy's place does both."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def _rows(inputs: Any, rest: memoryview | None, most: int) -> list[dict[str, Any
                 )
             values = binary_values(name, str(type_), rest[at : at + size])
             at += size
-        _check_shape(name, item.get("shape"), len(values))
+        check_shape(name, item.get("shape"), len(values))
         columns[name] = values
     if rest is not None and at != len(rest):
         raise InvalidRequest(f"{len(rest) - at} bytes too many", "the tensors' own", "mend the sizes", field="inputs")
@@ -128,7 +128,7 @@ def binary_values(name: str, type_: str, data: memoryview | bytes) -> list[Any]:
     """A binary tensor's values. Raises InvalidRequest naming it."""
     field = f"inputs.{name}"
     if type_ == "BYTES":
-        return _texts(field, data)
+        return texts_of(name, _texts(field, data))
     if type_ not in NUMBERS:
         raise InvalidRequest(f"tensor {name!r} has no datatype", "one for binary data", "name it", field=field)
     kind = np.dtype(NUMBERS[type_])
@@ -139,8 +139,19 @@ def binary_values(name: str, type_: str, data: memoryview | bytes) -> list[Any]:
     return list(np.frombuffer(data, kind).tolist())
 
 
-def _texts(field: str, data: memoryview | bytes) -> list[str]:
-    values: list[str] = []
+def texts_of(name: str, values: Iterable[bytes | memoryview]) -> list[str]:
+    """Texts from their UTF-8. Raises InvalidRequest naming the tensor."""
+    field = f"inputs.{name}"
+    try:
+        made = [bytes(value).decode() for value in values]
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"a text of tensor {name!r} is not UTF-8", "UTF-8", "convert it", field=field) from None
+    if any("\0" in text for text in made):
+        raise InvalidRequest("a NUL character in a text", "text without NUL", "leave it out", field=field)
+    return made
+
+
+def _texts(field: str, data: memoryview | bytes) -> Iterator[memoryview | bytes]:
     at = 0
     while at < len(data):
         size = struct.unpack_from("<I", data, at)[0] if at + 4 <= len(data) else len(data)
@@ -152,18 +163,12 @@ def _texts(field: str, data: memoryview | bytes) -> list[str]:
                 "mend it",
                 field=field,
             )
-        try:
-            text = bytes(data[at : at + size]).decode()
-        except UnicodeDecodeError:
-            raise InvalidRequest(f"value {len(values)} is not UTF-8", "UTF-8", "convert it", field=field) from None
-        if "\0" in text:
-            raise InvalidRequest("a NUL character in a text", "text without NUL", "leave it out", field=field)
-        values.append(text)
+        yield data[at : at + size]
         at += size
-    return values
 
 
-def _check_shape(name: str, shape: Any, count: int) -> None:
+def check_shape(name: str, shape: Any, count: int) -> None:
+    """Raises InvalidRequest unless `shape` is that of `count` rows; None is any."""
     if shape is not None and shape not in ([count], [count, 1]):
         raise InvalidRequest(
             f"tensor {name!r} has shape {str(shape)[:60]} and {count} values",
