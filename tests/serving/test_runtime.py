@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 from tiny import FEATURES, ROW, Project, model_files
 
 from ct.data import predictions
@@ -16,6 +17,7 @@ from ct.errors import Corrupt
 from ct.features.online import OnlineStore
 from ct.features.online.sqlite import SqliteShelf
 from ct.registry import files
+from ct.serving import runtime
 from ct.serving.replica import Replica
 from ct.serving.runtime import Predictor
 
@@ -69,3 +71,39 @@ def test_a_segment_of_numbers_is_logged_as_training_spells_it(project: Project) 
     asyncio.run(replica.predict(rows))
     records = predictions.read(project.settings.inbox)[0]
     assert [record["context"]["distance"] for record in records] == ["120", "1.5", None]
+
+
+def test_a_large_graph_gives_the_same_bits_out_of_another_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """See `runtime._parted`: so that its loading holds up no request."""
+    width, layers = 1536, 4
+    weights = np.random.default_rng(7).normal(size=(layers, width, width)).astype(np.float32) / width
+    names = ["x", *(f"h{at}" for at in range(1, layers)), "score"]
+    made = helper.make_graph(
+        [helper.make_node("MatMul", [names[at], f"w{at}"], [names[at + 1]]) for at in range(layers)],
+        "large",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", width])],
+        [helper.make_tensor_value_info("score", TensorProto.FLOAT, ["n", width])],
+        [numpy_helper.from_array(weights[at], f"w{at}") for at in range(layers)],
+    )
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    graph = model.SerializeToString()
+    assert len(graph) > runtime.LARGE_BYTES
+    rows = {"x": np.random.default_rng(8).normal(size=(3, width)).astype(np.float32)}
+    calls: list[str] = []
+    parted = runtime._parted
+
+    def spy(graph: bytes, folder: str) -> str:
+        calls.append(folder)
+        return parted(graph, folder)
+
+    monkeypatch.setattr(runtime, "_parted", spy)
+    far = runtime._session(graph).run(["score"], rows)[0]
+    assert len(calls) == 1
+    assert not Path(calls[0]).exists()
+    monkeypatch.setattr(runtime, "LARGE_BYTES", len(graph) + 1)
+    assert runtime._session(graph).run(["score"], rows)[0].tobytes() == far.tobytes()
+    assert len(calls) == 1
+    monkeypatch.setattr(runtime, "LARGE_BYTES", 1)
+    with pytest.raises(Corrupt, match="cannot be parted"):
+        runtime._session(b"no graph")
