@@ -36,7 +36,7 @@ Record = dict[str, Any]
 Cursor = dict[str, int]
 """How many bytes of each segment have been read."""
 
-SLOW_SECONDS, _AGAIN_SECONDS = 0.01, 5.0
+SLOW_SECONDS, _AGAIN_SECONDS = 0.0005, 2.0
 _FRAME = struct.Struct("<II")
 _MAX_RECORD = 1 << 26
 _SEGMENT_BYTES = 1 << 26

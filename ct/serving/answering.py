@@ -1,6 +1,7 @@
 """The way of a request: assign, score, log, answer; a candidate's fallback and its shadow. Knows neither ASGI nor Ray, nor how versions come.
 
-Requests of one row that come while others are being read are scored in one pass and logged by one commit; nobody waits for company.
+Requests of one row that come while others are read, or while the pass before is being logged, are scored in one pass and logged by one commit.
+Nobody waits for company.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ class Answering:
         self.ids: predictions.PredictionIds | None = None
         self.flags: Told | None = None
         self._online, self._inbox, self._max_rows = store, inbox, max_rows
-        self._waiting: dict[int, list[Request]] = {}
+        self._waiting: dict[int, tuple[Slot, list[Request]]] = {}
+        self._writing = 0
         self._lanes: dict[tuple[int, str], tuple[Slot, Lane]] = {}
         self._shadowed: dict[int, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -127,15 +129,16 @@ class Answering:
         if request.read is None or not batching or not slot.predictor.steady:
             self._pass(slot, [request])
             return
-        waiting = self._waiting.get(id(slot))
-        if waiting is not None:
-            waiting.append(request)
-            return
-        self._waiting[id(slot)] = [request]
-        asyncio.get_running_loop().call_soon(self._turn, slot)
+        _, waiting = self._waiting.setdefault(id(slot), (slot, []))
+        waiting.append(request)
+        if len(waiting) == 1 and not self._writing:
+            asyncio.get_running_loop().call_soon(self._turn, id(slot))
 
-    def _turn(self, slot: Slot) -> None:
-        waiting = self._waiting.pop(id(slot))
+    def _turn(self, name: int) -> None:
+        """Begin a pass with what waits for a slot. While records are being written more may come: they could not be written before anyway."""
+        if self._writing or name not in self._waiting:
+            return
+        slot, waiting = self._waiting.pop(name)
         for at in range(0, len(waiting), INLINE_ROWS):
             self._pass(slot, waiting[at : at + INLINE_ROWS])
 
@@ -228,7 +231,15 @@ class Answering:
             then(written.exception())
             return
         loop = asyncio.get_running_loop()
-        written.add_done_callback(lambda _: loop.call_soon_threadsafe(then, written.exception()))
+        self._writing += 1
+        written.add_done_callback(lambda _: loop.call_soon_threadsafe(self._written, written, then))
+
+    def _written(self, written: Future[None], then: Callable[[BaseException | None], None]) -> None:
+        self._writing -= 1
+        then(written.exception())
+        if not self._writing:
+            for name in list(self._waiting):
+                self._turn(name)
 
     def _late(self, written: Future[None]) -> None:
         if (error := written.exception()) is not None:

@@ -257,7 +257,7 @@ def test_the_log_is_left_to_its_thread_while_the_disk_is_slow(project: Project, 
 
     def slow(handle: int) -> None:
         writers.append(threading.current_thread().name)
-        time.sleep(predictions.SLOW_SECONDS * 2)
+        time.sleep(predictions.SLOW_SECONDS * 20)
         sync(handle)
 
     monkeypatch.setattr(predictions.os, "fsync", slow)
