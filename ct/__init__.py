@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ct.control.hooking import Hook
     from ct.control.triggers import Drift, Every, NewData
     from ct.data.checks import quarantine, warn
     from ct.data.personal import dropped, keyed
@@ -45,13 +46,15 @@ if TYPE_CHECKING:
     from ct.features.kinds.window import window
     from ct.pipeline import Label, Pipeline, SchemaPolicy, Table
     from ct.rollout.guards import error_rate, latency, quality
-    from ct.rollout.plans import BlueGreen, Canary, Shadow
+    from ct.rollout.plans import AB, AllAtOnce, BlueGreen, Canary, Shadow, Step, Then
     from ct.training import models
     from ct.training.declare import Search, Torch
     from ct.training.ensemble import Ensemble
     from ct.training.search import Asha, Bayes, Population, Random
 
 __all__ = [
+    "AB",
+    "AllAtOnce",
     "Asha",
     "Bayes",
     "BlueGreen",
@@ -65,6 +68,7 @@ __all__ = [
     "Folder",
     "Fresh",
     "Gate",
+    "Hook",
     "IcebergTable",
     "KeepLast",
     "Label",
@@ -83,7 +87,9 @@ __all__ = [
     "Search",
     "Shadow",
     "Steady",
+    "Step",
     "Table",
+    "Then",
     "Torch",
     "Unique",
     "Usual",
@@ -125,6 +131,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ct.control.hooking": ("Hook",),
     "ct.control.triggers": ("Drift", "Every", "NewData"),
     "ct.data.checks": ("quarantine", "warn"),
     "ct.data.personal": ("dropped", "keyed"),
@@ -161,7 +168,7 @@ _HOMES = {
     "ct.features.kinds.window": ("window",),
     "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
     "ct.rollout.guards": ("error_rate", "latency", "quality"),
-    "ct.rollout.plans": ("BlueGreen", "Canary", "Shadow"),
+    "ct.rollout.plans": ("AB", "AllAtOnce", "BlueGreen", "Canary", "Shadow", "Step", "Then"),
     "ct.training.declare": ("Search", "Torch"),
     "ct.training.ensemble": ("Ensemble",),
     "ct.training.search": ("Asha", "Bayes", "Population", "Random"),

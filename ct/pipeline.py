@@ -128,6 +128,7 @@ class Pipeline:
     `rows` chooses which of the rows before the holdout train; several selectors must agree on a row. `weights` say how much each of them
     counts; several multiply. A run is refused as invalid when the labels that came since the champion was trained differ from its own
     beyond chance and by more than `label_jump`: the factor of a class's odds, or so many deviations of a number.
+    `hooks` are asked and told while a rollout goes on: see ct.Hook.
     `sweep` says who chooses the trials of `ct sweep`: ct.Random (when None), ct.Asha, ct.Bayes or ct.Population.
     Raises InvalidPipeline naming every fault found in its parts.
     """
@@ -149,12 +150,13 @@ class Pipeline:
     weights: Sequence[Weigher] = ()
     label_jump: float = 3.0
     sweep: Any = None
+    hooks: Sequence[Any] = field(default=(), metadata={"says": "nothing"})
 
     def __post_init__(self) -> None:
         check_name(self.name, "pipeline")
         if not isinstance(self.rows, (list, tuple)):
             object.__setattr__(self, "rows", (self.rows,))
-        for name in ("features", "retrain", "segments", "tables", "rows", "weights"):
+        for name in ("features", "retrain", "segments", "tables", "rows", "weights", "hooks"):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         faults = [*self._part_faults()]
         if not faults:
@@ -183,6 +185,15 @@ class Pipeline:
                 faults.append(f"{name} is {part!r}, expected a part with validate()")
             else:
                 faults += [f"{name}: {fault}" for fault in part.validate()]
+        for hook in self.hooks:
+            if not callable(getattr(hook, "validate", None)):
+                faults.append(f"hooks holds {hook!r}, expected a ct.Hook")
+            else:
+                faults += [f"hooks: {fault}" for fault in hook.validate()]
+        for name in ("only", "without"):
+            asked = [segment for segment, _ in getattr(self.rollout, name, ())]
+            if unknown := sorted(set(asked) - set(self.segments)):
+                faults.append(f"rollout: {name} reads {unknown}, which {'is' if len(unknown) == 1 else 'are'} not in segments")
         if not faults and callable(suits := getattr(self.gate, "suits", None)):
             faults += [f"gate: {fault}" for fault in suits(self.label.objective, self.segments)]
         for trigger in self.retrain:

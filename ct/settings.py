@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tomllib
@@ -22,6 +23,10 @@ Workers = int | tuple[int, int]
 MOST_REPLICAS = 1000
 Replicas = int | tuple[int, int]
 """A number of replicas, or the least and the most."""
+HOOKS = (
+    "confirm-rollout", "pre-rollout", "confirm-traffic-increase", "confirm-promotion", "post-rollout", "rollback", "event"
+)  # fmt: skip
+"""The hooks of a rollout: the first four are asked, the others told."""
 _KEY = re.compile(r"ed25519:[A-Za-z0-9+/]{43}=")
 
 
@@ -68,6 +73,9 @@ class Settings(BaseModel):
         default=0, description="Ray Train workers: 0 trains in one local process, 2 in a kept group, 1:4 in an elastic one."
     )
     webhook: str = Field(default="", repr=False, description="Alerts are posted here as JSON; empty means log only.")
+    hooks: dict[str, str] = Field(
+        default={}, repr=False, description="Webhooks of a rollout by the hook's name, such as confirm-promotion."
+    )
     trusted_keys: tuple[str, ...] = Field(
         default=(), description="Public keys whose signature makes a model loadable; this user's own key when empty."
     )
@@ -97,6 +105,21 @@ class Settings(BaseModel):
         found = urlsplit(value)
         if found.scheme not in ("", "file", "s3") or (found.scheme == "s3" and not found.hostname) or found.username:
             raise ValueError("a folder, or s3://bucket/prefix without credentials")
+        return value
+
+    @field_validator("hooks", mode="before")
+    @classmethod
+    def _json(cls, value: Any) -> Any:
+        return json.loads(value) if isinstance(value, str) else value
+
+    @field_validator("hooks")
+    @classmethod
+    def _known_hooks(cls, value: dict[str, str]) -> dict[str, str]:
+        for name, url in value.items():
+            if name not in HOOKS:
+                raise ValueError(f"no hook is named {name!r}; there are {', '.join(HOOKS)}")
+            if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+                raise ValueError(f"the webhook of {name} must begin with http:// or https://")
         return value
 
     @field_validator("trusted_keys", "approvers", "hosts", mode="before")

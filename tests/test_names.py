@@ -7,6 +7,8 @@ import pytest
 import ct
 
 NAMES = [
+    "AB",
+    "AllAtOnce",
     "Asha",
     "Bayes",
     "BlueGreen",
@@ -20,6 +22,7 @@ NAMES = [
     "Folder",
     "Fresh",
     "Gate",
+    "Hook",
     "IcebergTable",
     "KeepLast",
     "Label",
@@ -38,7 +41,9 @@ NAMES = [
     "Search",
     "Shadow",
     "Steady",
+    "Step",
     "Table",
+    "Then",
     "Torch",
     "Unique",
     "Usual",

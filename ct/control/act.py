@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ct.clock import Clock, SystemClock
-from ct.control import decide, filling, retrain, rollouts, runs, watching
+from ct.control import decide, filling, retrain, rollouts, runs, turning, watching
 from ct.control.arriving import Looks
 from ct.control.judging import Report, judge
 from ct.control.place import Place, Step
@@ -239,7 +239,7 @@ class Actor:
     def evaluate(self, version: str) -> Report:
         """Score a version and the champion on the newest mature window. Changes nothing."""
         self.ensure_ray()
-        known = versions.get(self.journal, self.pipeline.name, version)
+        known, inputs = versions.get(self.journal, self.pipeline.name, version), self.run_inputs()
         probe = runs.Run(
             id="probe",
             cause="",
@@ -248,7 +248,7 @@ class Actor:
             code="",
             pipeline="",
             started=self.clock.now(),
-            **_frozen(self.run_inputs()),
+            **{key: inputs[key] for key in ("shards", "snapshots", "until")},
         )
         data = rows(self.place, probe, on_step=_silent)
         made = files.fetch(self.artifacts, known.manifest)
@@ -354,12 +354,13 @@ class Actor:
     # -- rollout
 
     @cached_property
-    def _judge(self) -> rollouts.Judging:
-        return rollouts.Judging(self)
+    def _judge(self) -> turning.Judging:
+        return turning.Judging(self)
 
-    def start_rollout(self, version: str) -> Rollout:
-        """Give a cleared version its first traffic by the pipeline's plan."""
-        return rollouts.start(self, versions.get(self.journal, self.pipeline.name, version))
+    def start_rollout(self, version: str, *others: str, apart: bool = False) -> Rollout:
+        """Give cleared versions their first traffic by the pipeline's plan; `apart` in applications of their own."""
+        found = [versions.get(self.journal, self.pipeline.name, name) for name in (version, *others)]
+        return rollouts.start(self, *found, apart=apart)
 
     def judge(self) -> str:
         """Look at the evidence and take the rollout's next step."""
@@ -373,9 +374,9 @@ class Actor:
         """Go on after `pause`."""
         return rollouts.resume(self)
 
-    def promote(self) -> str:
-        """Make the canary stable now."""
-        return rollouts.end(self, "promoted", "promoted by hand")
+    def promote(self, full: bool = False, version: str = "") -> str:
+        """Take the plan's next step now; with `full`, or naming the `version`, make a candidate stable."""
+        return rollouts.promote(self, full=full, version=version)
 
     def abort(self) -> str:
         """Take the canary's traffic back now."""
@@ -395,7 +396,3 @@ class Actor:
         """Raise an alert to its owner."""
         note = Alert(tier=tier, title=title, owner=owner or self.pipeline.owner, detail=detail, key=title)
         send(note, pipeline=self.pipeline.name, journal=self.journal, settings=self.settings, clock=self.clock)
-
-
-def _frozen(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {key: inputs[key] for key in ("shards", "snapshots", "until")}

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from ct.control import runs, sweeps, watching
+from ct.control import runs, sweeps, turning, watching
 from ct.control.act import Actor
 from ct.control.decide import Action, Judge, State, decide
 from ct.control.triggers import Observed
@@ -31,6 +31,8 @@ def run(act: Actor, *, every: float = 1.0, once: bool = False, say: Callable[[st
         act.start_ray_soon()
         failures = 0
         while True:
+            if said := turning.heed(act):
+                say(said)
             actions = decide(act.pipeline, observe(act))
             failed = [error for action in actions if (error := _try(act, action, say))]
             failures = failures + 1 if failed else 0

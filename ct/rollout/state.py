@@ -16,6 +16,8 @@ class Rollout:
 
     `first_epoch` is the route's epoch at the start; only predictions from then on count in the verdict.
     `slow_ms` is the latency limit learned from stable before the start, `limit` how far off a number may be before it is wrong.
+    `others` are the candidates after the first; `apart` says that they run in applications of their own. `passed_at` is when the step was
+    first proven, `refused_at` when a hook last refused, `stage` what the step is: "", "shadow" or "bake".
     """
 
     id: str
@@ -32,6 +34,25 @@ class Rollout:
     ended: datetime | None = None
     evidence: tuple[dict[str, Any], ...] = ()
     limit: float | None = None
+    others: tuple[str, ...] = ()
+    apart: bool = False
+    passed_at: datetime | None = None
+    refused_at: datetime | None = None
+    stage: str = ""
+
+    @property
+    def versions(self) -> tuple[str, ...]:
+        """Every candidate, the first one first."""
+        return (self.version, *self.others)
+
+    @property
+    def shown(self) -> str:
+        """Its phase in the words that controllers of rollouts share."""
+        if not self.active:
+            return "Succeeded" if self.outcome == "promoted" else "RolledBack"
+        if self.phase != "progressing":
+            return self.phase.capitalize()
+        return "Warming" if self.step < 0 else {"shadow": "Shadowing", "bake": "Baking"}.get(self.stage, "Progressing")
 
     @property
     def active(self) -> bool:
@@ -77,6 +98,8 @@ def start(
     first_epoch: int,
     slow_ms: float,
     limit: float | None = None,
+    others: tuple[str, ...] = (),
+    apart: bool = False,
 ) -> Rollout:
     """Record the start of a rollout. Raises Conflict while another one is in progress."""
     position = journal.version(stream(endpoint))
@@ -87,7 +110,14 @@ def start(
             "wait, or end it with `ct rollout abort`",
         )
     key = f"r{len(history(journal, endpoint)) + 1}"
-    data = {"version": version, "baseline": baseline, "first_epoch": first_epoch, "slow_ms": slow_ms, "limit": limit}
+    data: dict[str, Any] = {
+        "version": version,
+        "baseline": baseline,
+        "first_epoch": first_epoch,
+        "slow_ms": slow_ms,
+        "limit": limit,
+    }
+    data |= {"others": list(others), "apart": apart}
     note(journal, endpoint, key, "RolloutStarted", data, expected=position)
     return require(journal, endpoint)
 
@@ -109,11 +139,18 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
             first_epoch=data["first_epoch"],
             slow_ms=data["slow_ms"],
             limit=data.get("limit"),
+            others=tuple(data.get("others", ())),
+            apart=data.get("apart", False),
             started=event.at,
         )
     match event.type:
         case "RolloutStepped":
-            return replace(state, step=data["step"], step_at=event.at, phase="progressing", cause="")
+            begun = replace(state, step=data["step"], step_at=event.at, phase="progressing", cause="")
+            return replace(begun, passed_at=None, refused_at=None, stage=data.get("stage", ""))
+        case "RolloutPassed":
+            return replace(state, passed_at=event.at)
+        case "HookCalled":
+            return replace(state, refused_at=event.at) if data["refused"] else state
         case "RolloutPaused":
             return replace(state, phase="paused", cause=data.get("cause", ""))
         case "RolloutResumed":

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from ct.registry.routes import WHOLE, Arm, Route
-from ct.rollout.plans import Plan
-from ct.rollout.verdict import Verdict
+from ct.clock import duration
+from ct.registry.routes import WHOLE, Arm, Route, Share, arm_name
+from ct.rollout.plans import MANUAL, Plan, Stage, part_at
+from ct.rollout.verdict import Cell, Verdict
 
-Outcome = Literal["", "promoted", "rolled_back"]
+Outcome = Literal["", "promoted", "rolled_back", "aborted"]
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,60 @@ class Move:
     outcome: Outcome = ""
 
 
-def enter(plan: Plan, route: Route, canary: Arm, step: int) -> Route:
-    """The route of `step`: the canary's share, or its shadow."""
-    percent, shadow = plan.stages()[step]
-    return route.with_canary(canary, weight=percent * WHOLE // 100, shadow=shadow)
+def enter(plan: Plan, route: Route, canary: Arm, step: int, *others: Arm) -> Route:
+    """The route of `step`: each candidate's share, or its shadow, and who may get one. `others` are the candidates after the first."""
+    stage = plan.stages()[step]
+    part, _ = part_at(plan, step)
+    shares = tuple(
+        Share(arm, percent * WHOLE // 100, stage.shadow) for arm, percent in zip((canary, *others), stage.weights, strict=True)
+    )
+    return replace(
+        route.with_candidates(shares), only=dict(part.only), without=dict(part.without), override=tuple(part.override)
+    )
 
 
 def follow(plan: Plan, route: Route, step: int, verdict: Verdict) -> Move:
     """The move that `verdict` asks for at `step` of `plan`, from the route in force."""
     if route.canary is None or verdict.decision in ("continue", "hold"):
         return Move(None, step)
-    if verdict.decision == "roll_back":
-        return Move(route.without_canary(), step, "rolled_back")
+    if verdict.decision in ("roll_back", "abort"):
+        return Move(route.without_canary(), step, "rolled_back" if verdict.decision == "roll_back" else "aborted")
     if step + 1 < len(plan.stages()):
-        return Move(enter(plan, route, route.canary, step + 1), step + 1)
+        first, *others = (share.arm for share in route.candidates)
+        return Move(enter(plan, route, first, step + 1, *others), step + 1)
     return Move(route.promoted(), step, "promoted")
+
+
+def paced(plan: Plan, step: int, verdict: Verdict, *, elapsed_s: float, passed_s: float | None) -> Verdict:
+    """`verdict` in its time: a step that has passed waits for its least time and for its pause.
+
+    `elapsed_s` are the seconds since the step began, `passed_s` those since it passed first (None: it has not).
+    """
+    if verdict.decision != "promote":
+        return verdict
+    part, _ = part_at(plan, step)
+    stage = plan.stages()[step]
+    least = duration(part.min_time).total_seconds() if part.min_time else 0.0
+    if elapsed_s < least:
+        return replace(verdict, decision="continue", cause=f"proven; the step lasts at least {part.min_time}")
+    if stage.pause == MANUAL:
+        return replace(verdict, decision="hold", cause="proven; the plan waits for a person: `ct rollout promote`")
+    if stage.pause and (passed_s is None or passed_s < duration(stage.pause).total_seconds()):
+        word = "bakes" if stage.bake else "waits"
+        return replace(verdict, decision="continue", cause=f"proven; it {word} for {stage.pause}")
+    return verdict
+
+
+def pairs(stage: Stage, cells: Sequence[Cell]) -> tuple[tuple[Cell, ...], ...]:
+    """For each candidate its cells beside stable's, as if the two were alone: the candidate is named canary, its weight is its share of both."""
+    if len(stage.weights) == 1:
+        return (tuple(cells),)
+    stable = 100 - sum(stage.weights)
+    return tuple(
+        tuple(
+            replace(cell, arm="stable" if cell.arm == "stable" else "canary", weight=percent / (percent + stable))
+            for cell in cells
+            if cell.arm in ("stable", arm_name(at))
+        )
+        for at, percent in enumerate(stage.weights)
+    )

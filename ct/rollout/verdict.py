@@ -15,7 +15,7 @@ from ct.clock import duration
 from ct.evaluation.stats import above_rate, uneven_split, worse_arm
 from ct.rollout.guards import Guard
 from ct.rollout.paired import Paired
-from ct.rollout.plans import Plan, Shadow
+from ct.rollout.plans import AB, Plan, Shadow, part_at
 
 ALPHA = 0.05
 SPLIT_LIMIT = 1000.0
@@ -78,7 +78,7 @@ class Evidence:
 class Verdict:
     """`promote` means: this step has passed, take the next one or end. `hold` means: a person should look."""
 
-    decision: Literal["continue", "promote", "hold", "roll_back"]
+    decision: Literal["continue", "promote", "hold", "roll_back", "abort"]
     cause: str
     evidence: tuple[Evidence, ...] = ()
     paired: Paired | None = None
@@ -103,7 +103,7 @@ def judge(
 def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha: float, paired: Paired | None) -> Verdict:
     broken, received = _split(cells)
     # Where the canary got more requests than its weight says, more bad events alone do not make it worse: judge by what it got.
-    tests = _tests(plan.guards) + any(shadow for _, shadow in plan.stages())
+    tests = _tests(plan.guards) + any(stage.shadow for stage in plan.stages())
     evidence = _evidence(plan.guards, [cell.by_unit() for cell in (received if broken else cells)], tests / alpha)
     if harmful := [item for item in evidence if item.harmful]:
         return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
@@ -111,12 +111,21 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
         return Verdict("roll_back", str(paired), evidence)
     if broken:
         return Verdict("hold", broken, evidence)
-    lacking = _unproven(plan, paired) if plan.stages()[step][1] else _lacking(plan, cells, step)
+    part, at = part_at(plan, step)
+    lacking = _unproven(part, paired) if part.stages()[at].shadow else _lacking(part, cells, at)
     if not lacking:
         return Verdict("promote", "every guard is inside its margin", evidence)
-    if elapsed_s >= duration(plan.deadline).total_seconds():
-        return Verdict("hold", f"not proven within {plan.deadline}: {lacking}", evidence)
+    if elapsed_s >= duration(part.deadline).total_seconds():
+        seen = any(cell.arm == "canary" and cell.total for cell in cells) or (paired is not None and paired.n > 0)
+        return Verdict(_late(part, seen), f"not proven within {part.deadline}: {lacking}", evidence)
     return Verdict("continue", lacking, evidence)
+
+
+def _late(plan: Plan, seen: bool) -> Literal["hold", "promote", "abort"]:
+    """What a plan does at its deadline. One whose candidate answered nothing is never promoted."""
+    if plan.at_deadline == "abort":
+        return "abort"
+    return "promote" if plan.at_deadline == "promote" and seen else "hold"
 
 
 def _tests(guards: Sequence[Guard]) -> int:
@@ -209,12 +218,14 @@ def _unproven(plan: Plan, paired: Paired | None) -> str:
 
 def _lacking(plan: Plan, cells: Sequence[Cell], step: int) -> str:
     """What keeps the step from passing, empty when nothing does."""
-    percent, _ = plan.stages()[step]
+    if isinstance(plan, AB):
+        return "an A/B test is ended by a person"
+    percent = plan.stages()[step].weights[0]
     here = [cell for cell in cells if abs(cell.weight - percent / 100) < 1e-9]
     requests = sum(cell.total for cell in here if cell.arm == "canary")
     if requests < plan.min_requests:
         return f"{requests:,} of {plan.min_requests:,} canary requests at {percent} %"
-    compared = any(0 < share < 100 for share, _ in plan.stages())
+    compared = any(0 < stage.weights[0] < 100 for stage in plan.stages())
     for guard in plan.guards:
         # A capped rate must be kept at this very step; a compared one wherever there was somebody to compare with.
         if found := _outside(
