@@ -17,7 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
+from listening import ask as ask_raw
+from listening import head, status
 from tiny import ROW, Project
 
 from ct import settings
@@ -25,6 +28,7 @@ from ct.data import predictions
 from ct.data.tables import Warehouse
 from ct.registry import routes
 from ct.serving import local
+from ct.serving.grpc_messages import SERVICE, messages
 from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
 
@@ -96,7 +100,9 @@ class Load:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    place = settings.load(tmp_path_factory.mktemp("live"), environ={}, port=local.free_port())
+    root = tmp_path_factory.mktemp("live")
+    (root / "ct.toml").write_text(f"grpc_port = {local.free_port()}\nbody_seconds = 1\n")
+    place = settings.load(root, environ={}, port=local.free_port())
     project = Project(place, Artifacts(place.place("artifacts")), Journal(place.database))
     project.first()
     script = str(Path(__file__).with_name("driver.py"))
@@ -204,13 +210,49 @@ def _replicas(place: settings.Settings) -> list[int]:
 
 
 @pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux' table of sockets")
+def test_every_protocol_and_every_limit_holds_behind_haproxy(live: Live) -> None:
+    """gRPC by Serve's own server, an Arrow batch, and what the limits' layer answers: through HAProxy as without it."""
+    known = messages()
+    inputs = [
+        {"name": name, "datatype": "FP64", "shape": [1], "contents": {"fp64_contents": [value]}}
+        if isinstance(value, float)
+        else {"name": name, "datatype": "BYTES", "shape": [1], "contents": {"bytes_contents": [str(value).encode()]}}
+        for name, value in ROW.items()
+    ]
+    with grpc.insecure_channel(f"127.0.0.1:{live.project.settings.grpc_port}") as channel:
+        ask = channel.unary_unary(
+            f"/{SERVICE}/ModelInfer",
+            request_serializer=known["ModelInferRequest"].SerializeToString,
+            response_deserializer=known["ModelInferResponse"].FromString,
+        )
+        said = ask(known["ModelInferRequest"](model_name="tiny", inputs=inputs), timeout=20, wait_for_ready=True)
+        assert {item.name for item in said.outputs} == {"score", "label", "prediction_id"}
+        with pytest.raises(grpc.RpcError) as found:
+            ask(known["ModelInferRequest"](model_name="tiny", inputs=inputs[1:]), timeout=20)
+        assert found.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert "Traceback" not in found.value.details()
+    body = json.dumps(ROW).encode()
+    whole = "content-type: application/json", f"content-length: {len(body)}"
+    assert status(ask_raw(live.port, head("/predict", *whole) + body)) == 200
+    slow = [head("/predict", *whole), *(body[at : at + 1] for at in range(30))]
+    assert status(ask_raw(live.port, *slow, pause=0.1)) == 408
+    endless = [b"4000\r\n" + b"x" * 0x4000 + b"\r\n"] * 400
+    said = ask_raw(live.port, head("/predict", whole[0], "transfer-encoding: chunked"), *endless, pause=0.002)
+    assert status(said) in (408, 413)
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["field"] == ""
+    assert status(ask_raw(live.port, head("/predict", f"content-length: {len(body)}") + body)) == 415
+    assert status(ask_raw(live.port, head("/predict", *whole, "transfer-encoding: chunked") + body)) in (400, 408)
+    assert status(ask_raw(live.port, head("/v2/%2e%2e/predict", *whole) + body)) == 404
+    assert status(ask_raw(live.port, head("/predict", *whole, "x-request-timeout-seconds: 0") + body)) == 400
+
+
 def test_haproxys_own_pages_are_open_to_this_machine_only(live: Live) -> None:
     """Serve's template binds them to every interface; so would the port of the endpoint be, were it told to."""
     head = json.loads((live.project.settings.home / "ray.json").read_text())
     (config,) = Path(head["folder"]).rglob("haproxy.cfg")
     text = config.read_text()
     ports = {int(found) for found in re.findall(r"^ +bind \S*:(\d+)", text, re.MULTILINE)}
-    assert len(ports) == 3
+    assert len(ports) == 4
     assert live.port in ports
     assert "timeout http-request 10s" in text
     assert listening(ports) == {(port, "0100007F") for port in ports}
