@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import http.client
-import ipaddress
 import json
 import re
 import socket
@@ -18,10 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
+from certificates import certificate
 from test_live import Live, listening
 from tiny import ROW, Project
 
@@ -34,36 +29,10 @@ from ct.store.artifacts import Artifacts
 from ct.store.journal import Journal
 
 
-def _certificate(folder: Path) -> None:
-    """A certificate that the key itself signed, for localhost and 127.0.0.1, as docs/security.md makes one with openssl."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ct")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    names.append(x509.IPAddress(ipaddress.ip_address("0.0.0.0")))
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    secret = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )  # fmt: skip
-    (folder / "key.pem").write_bytes(secret)
-    (folder / "key.pem").chmod(0o600)
-
-
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     root = tmp_path_factory.mktemp("tls")
-    _certificate(root)
+    certificate(root)
     (root / "ct.toml").write_text('host = "0.0.0.0"\ntls_cert = "cert.pem"\ntls_key = "key.pem"\n')
     place = settings.load(root, environ={}, port=local.free_port())
     project = Project(place, Artifacts(place.place("artifacts")), Journal(place.database))

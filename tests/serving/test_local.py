@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from certificates import certificate
 from tiny import Project
 
 from ct.serving import local
@@ -63,24 +65,28 @@ def test_the_program_in_haproxys_place_closes_two_pages_and_leaves_the_endpoint(
     command = [sys.executable, "-m", "ct.serving.haproxy", str(tmp_path / "bin" / "haproxy")]
     program = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     config = tmp_path / "haproxy.cfg"
-    ports = [local.free_port() for _ in range(3)]
+    ports = [local.free_port() for _ in range(4)]
     config.write_text(
         "global\n    maxconn 100\ndefaults\n    mode http\n    timeout connect 1s\n    timeout client 1s\n    timeout server 1s\n"
         f"frontend prometheus\n    bind :{ports[0]}\n    http-request use-service prometheus-exporter if {{ path /metrics }}\n"
         f"frontend http_frontend\n    bind *:{ports[1]}\n    http-request return status 200\n"
+        f"frontend grpc_frontend\n    bind *:{ports[3]} proto h2\n    http-request return status 200\n"
         f"listen stats\n  bind *:{ports[2]}\n  stats enable\n  stats uri /stats\n"
     )
     for _ in range(2):  # a configuration that was checked before it is used is the same afterwards
         subprocess.run([program, "-c", "-f", str(config)], capture_output=True, text=True, check=True)
         binds = [line.split()[1] for line in config.read_text().splitlines() if line.strip().startswith("bind")]
-        assert binds == [f"127.0.0.1:{ports[0]}", f"*:{ports[1]}", f"127.0.0.1:{ports[2]}"]
+        assert binds == [f"127.0.0.1:{ports[0]}", f"*:{ports[1]}", f"*:{ports[3]}", f"127.0.0.1:{ports[2]}"]
     assert f"timeout http-request {haproxy.HEADER_SECONDS}s" in config.read_text()
+    certificate(tmp_path)
+    (tmp_path / "tls.pem").write_text((tmp_path / "cert.pem").read_text() + (tmp_path / "key.pem").read_text())
     haproxy.write(Path(program), host="0.0.0.0", pem=tmp_path / "tls.pem")
     config.write_text(config.read_text().replace(f"bind *:{ports[1]}", f"bind 127.0.0.1:{ports[1]}"))
-    for _ in range(2):  # the certificate is not there, so HAProxy ends with an error; what it was given is looked at
-        subprocess.run([program, "-c", "-f", str(config)], capture_output=True, text=True, check=False)
+    for _ in range(2):
+        subprocess.run([program, "-c", "-f", str(config)], capture_output=True, text=True, check=True)
         assert f"    bind *:{ports[1]} ssl crt {tmp_path / 'tls.pem'} ssl-min-ver TLSv1.2\n" in config.read_text()
         assert f"    bind 127.0.0.1:{ports[0]}\n" in config.read_text()
+        assert re.search(rf"    bind \*:{ports[3]} proto h2 ssl crt .* alpn h2\n", config.read_text())
     template = importlib.import_module("ray.serve._private.haproxy_templates").HAPROXY_CONFIG_TEMPLATE
     for line in (
         "\nfrontend prometheus\n    bind :{{",
