@@ -1,5 +1,6 @@
 """ct's endpoint with a 10 % canary and its log on, beside: the bare deployment and the router pattern on the same Serve, and four peers.
 
+`ct` is asked through Serve's HAProxy, as bare and router are; `direct` is the same replicas on their own port (`direct_port`), as the peers are.
 All score the same rows with the same ONNX model, two processes each; the scores are compared before anything is measured. Load comes from a
 process of its own (parts/load.py): closed loop with 1, 8 and 64 connections, and open loop, where latency counts from the moment that was
 meant. The sides take turns, several rounds, medians. Then: a shadow that hangs, three times the peak load, and the time back to normal.
@@ -62,7 +63,7 @@ def main() -> None:
     """Measure and print; the last line is the result as JSON."""
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory(prefix="ctb", dir="/tmp", ignore_cleanup_errors=True) as folder, ExitStack() as running:
-        bench = Bench(Path(folder), running, seconds=1.5 if quick else 6.0, rounds=2 if quick else 5, quick=quick)
+        bench = Bench(Path(folder), running, seconds=1.0 if quick else 6.0, rounds=1 if quick else 5, quick=quick)
         print(json.dumps(bench.measure()))
 
 
@@ -74,11 +75,17 @@ class Bench:
         from bench.parts.sides import Side, first
 
         self._folder, self._running, self._seconds, self._rounds, self._quick = folder, running, seconds, rounds, quick
-        self._served = running.enter_context(served.served(REPLICAS))
+        from ct.serving.local import free_port
+
+        project, direct = folder / "project", free_port()
+        project.mkdir()
+        (project / "ct.toml").write_text(f"direct_port = {direct}\n")
+        self._served = running.enter_context(served.served(REPLICAS, project))
         self._rows = [self._served.row(f"t{at}", at) for at in range(ROWS)]
         port = self._served.place.port
         self._ct = Side(port, "/predict", score=first)
-        self._sides = {"ct": self._ct, "bare": Side(port, "/bare"), "router": Side(port, "/router")}
+        self._direct = Side(direct, "/predict", score=first)
+        self._sides = {"ct": self._ct, "direct": self._direct, "bare": Side(port, "/bare"), "router": Side(port, "/router")}
 
     def measure(self) -> dict[str, Any]:
         """All figures."""
@@ -139,11 +146,11 @@ class Bench:
     def _closed(self) -> dict[str, float]:
         """Closed loop: throughput with 64 clients, and latencies with 1, 8 and 64, as medians of each round's ratio to ct."""
         figures: dict[str, float] = {}
-        for connections in (1, 8, 64):
+        for connections in (1, 64) if self._quick else (1, 8, 64):
             found: dict[str, list[dict[str, Any]]] = {name: [] for name in self._sides}
             for number in range(self._rounds + 1):
                 for name, side in self._sides.items():
-                    got = side.load(self._rows, connections, self._seconds if number else 1.0).result()
+                    got = side.load(self._rows, connections, self._seconds if number else 0.5).result()
                     assert set(got["codes"]) <= {"200"}, (name, got)
                     if number:  # the first is for warming up
                         found[name].append(got)
@@ -158,9 +165,9 @@ class Bench:
                 figures[f"{key[:3]}_vs_bare_{connections}"] = _ratio(found["ct"], found["bare"], key)
             if connections == 64:
                 figures["ct_peak_per_s"] = told["ct"]["per_s"]
-                for name in self._sides:
-                    if name != "ct":
-                        figures[f"throughput_vs_{name}"] = _ratio(found["ct"], found[name], "per_s")
+                for name in self._sides.keys() - {"ct", "direct"}:
+                    figures[f"throughput_vs_{name}"] = _ratio(found["ct"], found[name], "per_s")
+                    figures[f"direct_vs_{name}"] = _ratio(found["direct"], found[name], "per_s")
             else:
                 figures[f"throughput_vs_bare_{connections}"] = _ratio(found["ct"], found["bare"], "per_s")
         return figures
@@ -231,7 +238,7 @@ class Bench:
 
     def _overload(self, peak: float) -> dict[str, float]:
         """Three times the peak for some seconds: answers with 200 within a second, over the peak; then how long until half the peak is served as before."""
-        found = self._ct.load(self._rows, 1000, max(5.0, self._seconds), 3 * peak).result()
+        found = self._ct.load(self._rows, 1000, max(3.0, self._seconds), 3 * peak).result()
         ended = time.monotonic()
         recovered = math.inf
         while time.monotonic() < ended + 30:
