@@ -9,6 +9,7 @@ from typing import Any
 import ray
 from pydantic import BaseModel, ConfigDict
 from ray import serve
+from ray.serve.config import AutoscalingPolicy
 from ray.serve.context import _get_global_client
 
 from ct import settings
@@ -26,6 +27,7 @@ from ct.serving.limits import Limits
 from ct.serving.replica import Replica
 from ct.serving.replies import App
 from ct.serving.runtime import Predictor
+from ct.serving.scaling import IN_WORK
 from ct.serving.scrape import Siblings
 from ct.store.journal import Journal
 
@@ -54,6 +56,8 @@ class AppArgs(BaseModel):
     direct_port: int | None = None
     host: str | None = None
     hosts: tuple[str, ...] | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
 
     def settings(self) -> settings.Settings:
         """The project's settings. Raises InvalidSettings."""
@@ -106,6 +110,10 @@ class EndpointReplica(Inference):
         """What this replica holds."""
         self._poll()
         return self._replica.state()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks regularly: what scaling.py goes by beside Serve's own count."""
+        return {IN_WORK: float(self._replica.telemetry.in_work())}
 
     async def check_health(self) -> None:
         """Serve asks regularly, and replaces a replica that fails or does not answer three times: see `Replica.check`."""
@@ -170,8 +178,15 @@ def _scale(place: settings.Settings) -> dict[str, Any]:
     if least == most:
         return {"num_replicas": least}
     pace = {"look_back_period_s": 10, "metrics_interval_s": 1, "upscale_delay_s": 5, "downscale_delay_s": 300}
+    policy = {"policy": AutoscalingPolicy(policy_function="ct.serving.scaling:by_work")}
     return {
-        "autoscaling_config": {"min_replicas": least, "max_replicas": most, "target_ongoing_requests": TARGET_ONGOING, **pace}
+        "autoscaling_config": {
+            "min_replicas": least,
+            "max_replicas": most,
+            "target_ongoing_requests": TARGET_ONGOING,
+            **pace,
+            **policy,
+        }
     }
 
 
