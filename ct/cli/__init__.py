@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from ct.cli import auditing, changing, features, flags, judging, reading, rollout, sweeping, tables, tokens
+from ct.cli import auditing, changing, features, flags, judging, reading, rollout, serving_api, sweeping, tables, tokens
 
 app = typer.Typer(
     name="ct",
@@ -28,6 +28,7 @@ for command in (
     changing.label,
     reading.drift,
     changing.watch,
+    serving_api.api,
     features.materialize,
     features.skew,
     features.features,

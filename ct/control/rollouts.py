@@ -161,6 +161,7 @@ def _require_same_label(act: Actor, arm: Arm, stable: Arm) -> None:
 
 
 def spec_of(act: Actor, arm: Arm) -> ModelSpec:
+    """What a version says of itself: label, threshold, features."""
     return ModelSpec.from_bytes(files.fetch(act.artifacts, arm.manifest)[files.SPEC])
 
 

@@ -1,0 +1,30 @@
+"""`ct api`: serve the control API."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ct.cli import output
+from ct.cli.place import PipelineFile, Root, actor
+
+
+def api(
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    host: Annotated[str, typer.Option(help="Where it listens; beyond loopback it asks for tokens and TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8100,
+) -> None:
+    """Serve the control API: what `ct rollout` and `ct flag` do, over HTTP."""
+    with output.errors(), actor(root, pipeline) as act:
+        import uvicorn
+
+        from ct.api.application import build
+        from ct.governance import binds
+
+        binds.check(act.settings, host, act.journal, what="the control API")
+        certificate = binds.tls(act.settings)
+        output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
+        closed = not binds.loopback(host)
+        uvicorn.run(build(act, closed=closed), host=host, port=port, log_level="warning", **certificate)  # type: ignore[arg-type]
