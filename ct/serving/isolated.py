@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar
@@ -22,10 +22,11 @@ from ct import settings
 from ct.errors import Unavailable
 from ct.features.declare import from_spec, needs_code
 from ct.features.encode import Encoder
+from ct.features.transform import lookups_of
 from ct.registry import files, pinned
 from ct.registry.files import ModelSpec
 from ct.registry.routes import Arm
-from ct.roles import Columns, History
+from ct.roles import Columns, History, Lookup
 from ct.serving.passes import said
 from ct.serving.runtime import Predictor
 from ct.store.artifacts import Artifacts
@@ -39,16 +40,22 @@ START_SECONDS = 120.0
 """A new environment's packages are installed meanwhile."""
 
 
+Spans = tuple[Columns, NDArray[np.int64], NDArray[np.int64]]
+
+
 def app_name(endpoint: str, version: str) -> str:
     """The name of the Serve application that runs a version apart."""
     return f"{endpoint}--{version}"
 
 
 class Remote:
-    """A Serve application that scores, as one replica of the endpoint sees it. `loop` is that replica's event loop; others call from threads."""
+    """A Serve application that scores, as one replica of the endpoint sees it. `loop` is that replica's event loop; others call from threads.
 
-    def __init__(self, app: str, loop: asyncio.AbstractEventLoop) -> None:
-        self._app, self._loop = app, loop
+    `lookups` are the histories that its version reads.
+    """
+
+    def __init__(self, app: str, loop: asyncio.AbstractEventLoop, lookups: Sequence[Lookup] = ()) -> None:
+        self._app, self._loop, self.lookups = app, loop, tuple(lookups)
         self._handle: Any = None
         self._waiting = 0
 
@@ -56,7 +63,9 @@ class Remote:
         self, columns: Columns, times: NDArray[np.int64], history: History
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
         """Scores [n] or [n, k] and feature columns, as `Predictor.score`. Raises Unavailable when it does not answer in time or is full."""
-        scores, features = await self._ask("score", dict(columns), times, history)
+        # A history is bound to its store; what it found travels.
+        found = [history.spans(columns, times, lookup) for lookup in self.lookups]
+        scores, features = await self._ask("score", dict(columns), times, found)
         return scores, features
 
     async def facts(self) -> dict[str, Any]:
@@ -106,11 +115,13 @@ class RemotePredictor(Predictor):
     @staticmethod
     def reach(app: str, made: Mapping[str, bytes], loop: asyncio.AbstractEventLoop) -> RemotePredictor:
         """The version with these verified files as `app` runs it, once that answers. Called from a thread. Raises Unavailable or Corrupt."""
-        spec, remote = ModelSpec.from_bytes(made[files.SPEC]), Remote(app, loop)
+        spec = ModelSpec.from_bytes(made[files.SPEC])
+        # A user's own functions, which are not loaded here, read no history.
+        features = tuple(from_spec(feature) for feature in spec.features if not needs_code(feature))
+        remote = Remote(app, loop, lookups_of(features))
         facts = remote.wait(remote.facts(), ASK_SECONDS)
         if facts["version"] != spec.version:
             raise Unavailable(f"{app} holds {facts['version']}", f"it to hold {spec.version}", "remove it and deploy it anew")
-        features = tuple(from_spec(feature) for feature in spec.features if not needs_code(feature))
         return RemotePredictor(
             spec=spec,
             features=features,
@@ -146,6 +157,18 @@ class ArmArgs(BaseModel):
     options: dict[str, Any] = Field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Found:
+    """The History of one request as the endpoint's replica found it: the spans of each of `lookups`."""
+
+    lookups: tuple[Lookup, ...]
+    found: Sequence[Spans]
+
+    def spans(self, rows: Columns, times: NDArray[np.int64], lookup: Lookup) -> Spans:
+        """What was found for the request's rows."""
+        return self.found[self.lookups.index(lookup)]
+
+
 class ArmReplica:
     """One process that holds one version and nothing else: no route, no log, no HTTP."""
 
@@ -159,10 +182,10 @@ class ArmReplica:
         self._predictor = Predictor.load(pinned.fetch(place, store, parsed.manifest))
 
     async def score(
-        self, rows: dict[str, NDArray[Any]], times: NDArray[np.int64], history: History
+        self, rows: dict[str, NDArray[Any]], times: NDArray[np.int64], found: Sequence[Spans]
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """See `Predictor.score`."""
-        return await asyncio.to_thread(self._predictor.score, rows, times, history)
+        """See `Predictor.score`; `found` are the spans of each of its lookups."""
+        return await asyncio.to_thread(self._predictor.score, rows, times, Found(self._predictor.lookups, found))
 
     async def facts(self) -> dict[str, Any]:
         """The version's name, and whether rows may be scored together."""
