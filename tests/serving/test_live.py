@@ -255,6 +255,7 @@ def test_haproxys_own_pages_are_open_to_this_machine_only(live: Live) -> None:
     assert len(ports) == 4
     assert live.port in ports
     assert "timeout http-request 10s" in text
+    assert "be_conn,div(txn.up) gt 128" in text
     assert listening(ports) == {(port, "0100007F") for port in ports}
 
 
