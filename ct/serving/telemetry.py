@@ -16,6 +16,8 @@ BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 """Upper bounds of the latency histogram, seconds."""
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 """Upper bounds of the batch histogram, rows."""
+RETIRED = 16
+"""So many versions that are loaded no more are still told of: time enough for a last scrape, and no scrape that grows for ever."""
 REASONS = {408: "slow_sender", 413: "body", 429: "busy", 503: "unavailable", 504: "deadline"}
 """Why a request was turned away, by its code. A 503 of the outermost layer is "busy", one from within "unavailable"."""
 
@@ -157,6 +159,7 @@ class Telemetry:
     def samples(self, slots: Slots, freshness: Sequence[Freshness] = ()) -> list[Sample]:
         """Every count, what is loaded and in force, and how new what the online store holds is. Labelled by endpoint, not yet by replica."""
         live = slots.live
+        self._forget(slots)
         if live is not None:  # what will be counted is there from the start: Prometheus sees no increase from nothing to one
             for arm, slot in {STABLE: live.stable, **live.candidates}.items():
                 self._of(arm, slot.predictor.version)
@@ -166,6 +169,11 @@ class Telemetry:
                 if (at := getattr(source, moment)) > 0:
                     made.append((f"ct_online_{word}_timestamp_seconds", {"source": source.title}, at / 1e6))
         return [(name, {"endpoint": self.endpoint, **labels}, value) for name, labels, value in made]
+
+    def _forget(self, slots: Slots) -> None:
+        gone = [key for key in self._served if key[1] not in slots.loaded]
+        for key in gone[:-RETIRED]:
+            del self._served[key]
 
     def _counts(self) -> list[Sample]:
         made: list[Sample] = [("ct_http_responses_total", {"code": str(code)}, n) for code, n in sorted(self.codes.items())]
