@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,22 @@ def test_a_large_graph_gives_the_same_bits_out_of_another_process(monkeypatch: p
     monkeypatch.setattr(runtime, "LARGE_BYTES", 1)
     with pytest.raises(Corrupt, match="cannot be parted"):
         runtime._session(b"no graph")
+
+
+def test_what_a_history_found_gives_another_process_the_same_bits(tmp_path: Path) -> None:
+    from ct.serving.isolated import Found
+
+    predictor, store = Predictor.load(model_files("v1")), OnlineStore(SqliteShelf(tmp_path / "online.db"))
+    fresh = {**ROW, "trip": "t0", "late": 40.0, "leaves": "2024-05-01T07:00:00Z", "arrives": "2024-05-01T08:00:00Z"}
+    store.push(predictor.lookups, "trips", from_rows([fresh], predictor.spec.observe["trips"]))
+    for rows in ([ROW], [ROW, {**ROW, "bus": "b8"}, ROW]):
+        columns = from_rows(rows, predictor.spec.request)
+        times = columns["leaves"]
+        history = store.history(columns, predictor.lookups)
+        spans = [history.spans(columns, times, lookup) for lookup in predictor.lookups]
+        sent = pickle.loads(pickle.dumps((columns, times, spans)))
+        found, features = predictor.score(sent[0], sent[1], Found(predictor.lookups, sent[2]))
+        expected, own = predictor.score(columns, times, history)
+        assert found.tobytes() == expected.tobytes()
+        assert features.keys() == own.keys()
+        assert 40.0 in features[FEATURES[2].outputs()[0].name]

@@ -1,0 +1,272 @@
+"""A served project loses what it leans on: a candidate that cannot be loaded (F17), a stuck replica (F20), database and store (F23), the head (F22)."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from bench.parts.asking import Clients, Line
+from bench.parts.served import ENDPOINT, Served, served
+from ct.registry import files, pinned
+from ct.registry.routes import WHOLE, Arm
+from ct.serving import local
+
+from ..services import Postgres, postgres_server
+
+REPLICAS = 2
+SWELL, HANG, CRASH = 888.0, 777.0, 666.0
+HURTFUL = """
+import os
+import time
+
+import ct
+from near import BY
+
+with open({marker!r}, "a") as file:
+    file.write(f"{{os.getpid()}}\\n")
+
+
+@ct.feature("distance")
+def distance(values):
+    if (values == 888).any():
+        bytes(1 << 40)
+    if (values == 777).any():
+        time.sleep(60)
+    if (values == 666).any():
+        os._exit(1)
+    return values * BY
+
+
+trips = ct.Table("trips", key="trip", time="leaves")
+pipeline = ct.Pipeline(
+    name="tiny", table=trips, label=ct.Label("late", above=15, known_at="arrives"), features=[distance],
+    model=ct.Torch("MLP"), gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.5)]), rollout=ct.Canary(100),
+)
+"""
+
+
+@dataclass
+class Alone:
+    """The served project and its database."""
+
+    found: Served
+    server: Postgres
+
+    def clients(self, seed: int, rate: float = 40.0) -> Clients:
+        return Clients(self.found.place.port, self.found.row, rate, threads=8, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
+    folder: Path = tmp_path_factory.mktemp("alone")
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(postgres_server())
+        (folder / "ct.toml").write_text(f'database_url = "{server.new()}"\n')
+        yield Alone(stack.enter_context(served(REPLICAS, folder)), server)
+
+
+def test_a_candidate_that_cannot_be_loaded_costs_stable_nothing(alone: Alone) -> None:
+    found = alone.found
+    arm = found.version("f17", 1.0)
+    held = Path(found.artifacts.address(found.artifacts.manifest(arm.manifest)[files.ONNX]))
+    held.write_bytes(b"no graph")
+    with alone.clients(17) as clients:
+        with pytest.raises(RuntimeError, match="did not stage"):
+            found.do("stage", version="f17", manifest=arm.manifest)
+        # Someone puts it into the route all the same: the replicas hear of it and go on with stable.
+        found.switch(found.route.with_canary(arm, weight=WHOLE), cause="f17")
+        found.whole(20)
+        time.sleep(1.0)
+        found.switch(found.route.without_canary(), cause="f17 is out again")
+        found.whole(20)
+    assert [call for call in clients.calls if call.failed] == []
+    assert {call.version for call in clients.calls} == {"v1"}
+    told = [event.data["version"] for event in found.journal.read(f"audit/{ENDPOINT}", types=["ArtifactRefused"])]
+    assert told == ["f17"] * len(told)
+    assert 1 <= len(told) <= REPLICAS
+
+
+def test_a_stuck_replica_gets_no_request_after_fifteen_seconds(alone: Alone) -> None:
+    found = alone.found
+    found.whole(30)
+    stuck = found.processes("replica")[0]
+    with alone.clients(20, rate=20.0) as clients:
+        time.sleep(0.5)
+        begun = time.monotonic()
+        os.kill(stuck, signal.SIGSTOP)
+        try:
+            # A broadcast has a deadline for each replica: the other one is told, and answers for itself.
+            told = found.do("activate", route=found.route.to_json())
+            assert told == [found.route.epoch] * (REPLICAS - 1)
+            found.whole(40)  # as many as there were answer, so another is in its place
+            back = time.monotonic() - begun
+            time.sleep(max(0.0, 16 - back))
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(stuck, signal.SIGKILL)
+    held = [
+        call.begun - begun for call in clients.calls if call.begun >= begun and (call.faults or call.ended - call.begun > 2)
+    ]
+    print(f"F20: the last request that met it came {max(held, default=0.0):.1f} s after; whole again after {back:.1f} s")
+    assert max(held, default=0.0) <= 15
+    assert [call for call in clients.calls if call.failed] == []
+
+
+def test_a_rollback_with_database_and_store_dead_comes_from_the_nodes_disk(alone: Alone) -> None:
+    found = alone.found
+    arm = found.version("f23", 2.0)
+    found.do("stage", version="f23", manifest=arm.manifest)
+    route = found.switch(found.route.with_canary(arm, weight=WHOLE), cause="f23")
+    found.whole(30)
+    end = time.monotonic() + 10
+    while (kept := pinned.pinned(found.place, ENDPOINT)) is None or kept.epoch != route.epoch:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    store = Path(found.place.place("artifacts"))
+    away = store.with_name("away")
+    alone.server.stop("immediate")
+    shutil.move(store, away)
+    try:
+        killed = found.kill("replica")
+        end = time.monotonic() + 60
+        while len(set(found.processes("replica")) - {killed}) < REPLICAS:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+        with alone.clients(23) as clients:
+            time.sleep(2.0)
+            begun = time.monotonic()
+            pinned.abort_offline(found.place, ENDPOINT, by="operator", cause="it lies")
+            time.sleep(1.5)
+        states = _states(found, 20)
+        last = max(call.ended for call in clients.calls if call.version == "f23")
+        print(f"F23: {last - begun:.2f} s from the order to the canary's last answer")
+        assert last - begun <= 1.0
+        assert [call for call in clients.calls if call.failed] == []
+        assert {call.version for call in clients.calls if call.begun > last} == {"v1"}
+        assert [state["epoch"] for state in states] == [route.epoch] * REPLICAS, "the new one began from the disk"
+    finally:
+        shutil.move(away, store)
+        alone.server.start()
+    # The database is back: the order is journaled as a route, and counts no longer.
+    order = pinned.offline(found.place, ENDPOINT)
+    assert order is not None
+    assert order.epoch == found.route.epoch
+    found.switch(found.route.without_canary(), cause=f"aborted offline by {order.by} at {order.at}: {order.cause}")
+    found.whole(30)
+    found.do("stage", version="f23", manifest=arm.manifest)
+    found.switch(found.route.with_canary(arm, weight=WHOLE), cause="a new rollout")
+    found.whole(30)
+    with alone.clients(24) as clients:
+        time.sleep(0.5)
+    assert {call.version for call in clients.calls} == {"f23"}
+
+
+def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
+    """It runs code of its own in processes of its own. What it does there costs the caller a moment and stable nothing."""
+    import test_archived
+
+    found = alone.found
+    stable = found.switch(found.route.without_canary(), cause="only stable").stable
+    made, ran = test_archived.version(found._project, "apart", 1.0, text=HURTFUL)
+    manifest = files.store(found.artifacts, made)
+    begun = time.monotonic()
+    app = found.do("deploy_arm", version="apart", manifest=manifest, most_bytes=16 << 30)
+    print(f"apart: up after {time.monotonic() - begun:.1f} s")
+    assert app == "tiny--apart"
+    arm = Arm("apart", manifest, app)
+    found.do("stage", version="apart", manifest=manifest, app=app)
+
+    def whole() -> None:
+        found.switch(found.route.with_canary(arm, weight=WHOLE), cause="apart")
+        found.whole(30)
+
+    whole()
+    with alone.clients(9, rate=10.0) as clients:
+        for hurt, seconds in ((SWELL, 3.0), (HANG, 3.0), (CRASH, 3.0)):
+            time.sleep(1.0)
+            line, asked = Line(found.place.port, ()), time.monotonic()
+            status, body, _ = line.post("/predict", {**found.row(f"hurt-{hurt}", 1), "distance": hurt})
+            took = time.monotonic() - asked
+            said = json.loads(body)
+            assert (status, said["arm"], said["model_version"]) == (200, "stable", stable.version)
+            print(f"apart: {hurt:.0f} answered by stable after {took:.2f} s")
+            assert took < seconds
+        time.sleep(2.0)
+    assert [call for call in clients.calls if call.faults or call.failed] == []
+    assert {call.version for call in clients.calls} == {"apart", stable.version}
+    assert ran.exists(), "its code runs"
+    assert not _imported(found, ran), "and in no replica of the endpoint"
+    # It has come back, a new epoch trusts it again; then it becomes stable, and is taken away once nothing names it.
+    end = time.monotonic() + 40
+    while True:
+        whole()
+        with alone.clients(10, rate=20.0) as clients:
+            time.sleep(0.7)
+        if {call.version for call in clients.calls} == {"apart"}:
+            break
+        assert time.monotonic() < end
+    found.switch(found.route.promoted(), cause="apart is good")
+    found.whole(30)
+    with alone.clients(11) as clients:
+        time.sleep(1.0)
+    assert {(call.version, call.arm, call.failed) for call in clients.calls} == {("apart", "stable", False)}
+    with pytest.raises(RuntimeError, match="the route names tiny--apart"):
+        found.do("remove_arm", version="apart", manifest=manifest, app=app)
+    with alone.clients(12) as clients:
+        found.do("stage", version=stable.version, manifest=stable.manifest)
+        found.switch(replace(found.route.without_canary(), stable=stable), cause="back")
+        found.whole(30)
+        assert found.do("remove_arm", version="apart", manifest=manifest, app=app)
+        assert not found.do("remove_arm", version="apart", manifest=manifest, app=app)
+    assert [call for call in clients.calls if call.failed] == []
+
+
+def test_a_killed_head_is_started_again_with_the_last_known_good(alone: Alone) -> None:
+    """The control process lives on and connects to the new head; what the old one left is ended first, for it holds the port."""
+    found = alone.found
+    arm = found.version("f22", 1.0)
+    found.do("stage", version="f22", manifest=arm.manifest)
+    route = found.switch(replace(found.route.without_canary(), stable=arm), cause="f22 is good")
+    found.whole(30)
+    os.kill(json.loads((found.place.home / "ray.json").read_text())["pid"], signal.SIGKILL)
+    begun = time.monotonic()
+    while local._running(found.place) is not None:
+        time.sleep(0.05)
+    for step in ("start", "connect", "deploy"):
+        found.do(step)
+        print(f"F22: {step} after {time.monotonic() - begun:.1f} s")
+    with alone.clients(22) as clients:
+        time.sleep(1.0)
+    took = min(call.ended for call in clients.calls if not call.failed) - begun
+    print(f"F22: answers after {took:.1f} s")
+    assert took <= 60
+    assert {(call.version, call.epoch) for call in clients.calls if not call.failed} == {("f22", route.epoch)}
+    assert local.address(found.place)
+
+
+def _imported(found: Served, ran: Path) -> bool:
+    """Has a replica of the endpoint run the code that left its process's number in `ran`?"""
+    processes = {int(line) for line in ran.read_text().split()}
+    endpoints = {int(str(state["pid"])) for state in found.do("state")}
+    return bool(processes & endpoints)
+
+
+def _states(found: Served, seconds: float) -> list[dict[str, object]]:
+    """The states of all replicas; the journal is not asked."""
+    end = time.monotonic() + seconds
+    while True:
+        with contextlib.suppress(RuntimeError):
+            states = list(found.do("state"))
+            if len(states) == REPLICAS and all(state["epoch"] for state in states):
+                return states
+        assert time.monotonic() < end
+        time.sleep(0.3)
