@@ -117,8 +117,10 @@ def _cells(found: Looks, look: int, kind: str) -> list[Cell]:
         here = found.weight[:look] == weight
         for at, arm in enumerate(("stable", "canary")):
             total, bad, first = (int(part[:look][here, at].sum()) for part in (found.total, found.bad, found.first))
-            counts = {"errors": bad, "unit_errors": first} if kind == "errors" else {"slow": bad, "unit_slow": first}
-            cells.append(Cell(float(weight), arm, total, **counts))
+            if kind == "errors":
+                cells.append(Cell(float(weight), arm, total, errors=bad, unit_errors=first))
+            else:
+                cells.append(Cell(float(weight), arm, total, slow=bad, unit_slow=first))
     return cells
 
 

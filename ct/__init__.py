@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ct.features.kinds.ratio import ratio
     from ct.features.kinds.window import window
     from ct.pipeline import Label, Pipeline, SchemaPolicy, Table
-    from ct.rollout.guards import error_rate, latency, quality
+    from ct.rollout.guards import business, error_rate, latency, quality
     from ct.rollout.plans import AB, AllAtOnce, BlueGreen, Canary, Shadow, Step, Then
     from ct.training import models
     from ct.training.declare import Search, Torch
@@ -101,6 +101,7 @@ __all__ = [
     "auc",
     "baseline",
     "better",
+    "business",
     "category",
     "cross",
     "cyclic",
@@ -167,7 +168,7 @@ _HOMES = {
     "ct.features.kinds.ratio": ("ratio",),
     "ct.features.kinds.window": ("window",),
     "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
-    "ct.rollout.guards": ("error_rate", "latency", "quality"),
+    "ct.rollout.guards": ("business", "error_rate", "latency", "quality"),
     "ct.rollout.plans": ("AB", "AllAtOnce", "BlueGreen", "Canary", "Shadow", "Step", "Then"),
     "ct.training.declare": ("Search", "Torch"),
     "ct.training.ensemble": ("Ensemble",),

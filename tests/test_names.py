@@ -55,6 +55,7 @@ NAMES = [
     "auc",
     "baseline",
     "better",
+    "business",
     "category",
     "cross",
     "cyclic",

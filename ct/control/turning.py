@@ -11,6 +11,7 @@ from ct.ids import describe
 from ct.registry import pinned, routes
 from ct.registry.routes import Route
 from ct.rollout import state, verdict
+from ct.rollout.guards import Business
 from ct.rollout.paired import Paired, compare
 from ct.rollout.state import Rollout
 from ct.rollout.steps import paced, pairs
@@ -151,7 +152,8 @@ class Judging:
             self._rollout, self._cursor = rollout.id, None
             label = self._act.pipeline.label
             cuts = {arm.version: rollouts.spec_of(self._act, arm).threshold for arm in self._act.route().arms}
-            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts)
+            valued = tuple(guard for guard in self._act.pipeline.rollout.guards if isinstance(guard, Business))
+            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued)
             self._tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
         records, self._cursor = predictions.read(self._act.settings.inbox, self._cursor)
         self._tally.add(records)

@@ -157,12 +157,14 @@ def _grid() -> tuple[float, ...]:
     return tuple(float(d) for d in np.geomspace(0.1, 4.0, 16))
 
 
-def worse_arm(levels: Iterable[tuple[float, int, int]], ratio: float = 1.0) -> float:
+def worse_arm(levels: Iterable[tuple[float, float, float]], ratio: float = 1.0) -> float:
     """Evidence that the canary's rate of bad events is more than `ratio` times stable's.
 
     `levels` holds (w, bad events in both arms, those in the canary) for each assignment probability w that was in force.
     Given that a request went badly it was the canary's with probability w*ratio / (w*ratio + 1 - w) at most, whatever the base rate
     was then; the wealth is the mean over a grid of d > 0 of prod exp(d*y) / (1 - w + w*exp(d)) (Lindon and Malek, arXiv:2011.03567).
+    A request may go badly in part: losses from 0 to 1 are added up instead of events, and the null is then about mean losses. It holds for
+    these too: with D = 1 - w + w*exp(d), both (exp(d)/D)^l and D^-l are convex in the loss l, so a loss in between bets less than its chord.
     At w = 0 or 1 there is nothing to compare and the factor is 1.
     """
     wealth = np.zeros(len(_grid()))
@@ -174,7 +176,7 @@ def worse_arm(levels: Iterable[tuple[float, int, int]], ratio: float = 1.0) -> f
     return _mean_exp(wealth)
 
 
-def above_rate(rate: float, total: int, bad: int) -> float:
+def above_rate(rate: float, total: int, bad: float) -> float:
     """Evidence that bad events come with a probability above `rate`, from `bad` of `total`: a mixture of likelihood ratios."""
     if not 0 < rate < 1 or not total:
         return 1.0

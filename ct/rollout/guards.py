@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from ct.rollout.verdict import Cell
@@ -21,8 +23,8 @@ class Guard(Protocol):
         """Its name in evidence and reports."""
         ...
 
-    def events(self, cell: Cell) -> tuple[int, int]:
-        """(requests that could go badly, requests that did) of one cell."""
+    def events(self, cell: Cell) -> tuple[int, float]:
+        """(requests that could go badly, requests that did) of one cell. One that went badly in part counts as that part of 1."""
         ...
 
     def ratio(self, stable: float) -> float:
@@ -159,6 +161,79 @@ class Quality:
         if self.limit is not None and not is_number(self.limit, 0, float("inf")):
             faults.append(f"quality(limit={self.limit!r}), expected a number above 0, or None to learn it from stable")
         return faults
+
+
+Value = Callable[[Mapping[str, Any], float, float], float]
+"""(the row as it was asked, the score, the label) → what the answer was worth."""
+
+
+@dataclass(frozen=True)
+class Business:
+    """What answers are worth, by the user's own function, once their truth is known. Lost is what a row's worth is below `high`.
+
+    The canary is harmful when it loses over `factor` times what stable loses. A worth outside `low` to `high` counts as the nearer of them.
+    """
+
+    value: Value
+    low: float
+    high: float
+    factor: float = 1.1
+    min_labels: int = 50
+    name: str = "business"
+
+    def metric(self) -> str:
+        return self.name
+
+    def events(self, cell: Cell) -> tuple[int, float]:
+        return next(((n, lost) for name, n, lost in cell.losses if name == self.name), (0, 0.0))
+
+    def loss(self, row: Mapping[str, Any], score: float, label: float) -> float | None:
+        """The part of the range that was lost, 0 to 1; None where the function fails or gives no number, and then the row counts for nothing."""
+        try:
+            worth = float(self.value(row, score, label))
+        except Exception:  # a row that it cannot value must not keep errors and latency from being judged
+            return None
+        return min(1.0, max(0.0, (self.high - worth) / (self.high - self.low))) if math.isfinite(worth) else None
+
+    def ratio(self, stable: float) -> float:
+        return self.factor
+
+    def cap(self) -> float | None:
+        return None
+
+    def allowed(self, stable: float) -> float:
+        return min(1.0, self.factor * stable)
+
+    def needed(self) -> int:
+        return self.min_labels
+
+    def compares(self) -> bool:
+        return True
+
+    def validate(self) -> list[str]:
+        faults = []
+        if not callable(self.value):
+            faults.append(f"business(value={self.value!r}), expected a function of (row, score, label)")
+        limits = (self.low, self.high)
+        if not all(is_number(limit, -math.inf, math.inf) for limit in limits) or not self.low < self.high:
+            faults.append(f"business(low={self.low!r}, high={self.high!r}), expected two numbers, the lower one first")
+        if not is_number(self.factor, 1, 1000, low_included=True):
+            faults.append(f"business(factor={self.factor!r}), expected a number from 1 to 1000")
+        if not is_count(self.min_labels, 1):
+            faults.append(f"business(min_labels={self.min_labels!r}), expected a whole number of at least 1")
+        if not isinstance(self.name, str) or not self.name:
+            faults.append(f"business(name={self.name!r}), expected a text")
+        return faults
+
+
+def business(
+    value: Value, low: float, high: float, factor: float = 1.1, min_labels: int = 50, name: str = "business"
+) -> Business:
+    """Guard what answers are worth: `value(row, score, label)` from `low` to `high`, judged from `min_labels` canary rows on.
+
+    Harmful is a canary that loses (stays below `high`) over `factor` times what stable does. Of each unit its first labelled row counts.
+    """
+    return Business(value, low, high, factor, min_labels, name)
 
 
 def error_rate(max: float = 0.01) -> ErrorRate:

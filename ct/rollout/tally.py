@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from ct.objectives import BINARY, Objective
 from ct.registry.routes import WHOLE
+from ct.rollout.guards import Business
 from ct.rollout.verdict import Cell
 
 
@@ -62,6 +64,7 @@ class Tally:
     A canary that failed and fell back to stable counts as an error of the canary, to which the request had been assigned.
     Requests that a header forced onto an arm do not count. See `wrong` for `objective`, `limit` and `cuts`. Each bad event is also counted
     by unit: the first that a unit had of its kind, because the requests of one user, who stays on one arm, do not go badly independently.
+    For the guards in `valued` only the first labelled row of each unit counts at all, for the same reason.
     """
 
     first_epoch: int
@@ -69,11 +72,13 @@ class Tally:
     objective: Objective = BINARY
     limit: float | None = None
     cuts: Mapping[str, float] = field(default_factory=dict)
+    valued: tuple[Business, ...] = ()
     _cells: dict[_Place, _Counts] = field(default_factory=dict)
     _open: dict[str, tuple[_Place, Mapping[str, Any]]] = field(default_factory=dict)
     _early: dict[str, float] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _first: dict[tuple[str, str], tuple[int, str, _Place]] = field(default_factory=dict)
+    _worth: dict[tuple[str, str], tuple[int, str, _Place, float]] = field(default_factory=dict)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Count `records` of the prediction log, predictions and labels, in any order. The same record twice counts once."""
@@ -85,6 +90,7 @@ class Tally:
 
     def cells(self) -> tuple[Cell, ...]:
         """The counts, one cell for each weight and arm."""
+        losses = self._losses()
         return tuple(
             Cell(
                 weight=weight / WHOLE,
@@ -97,6 +103,7 @@ class Tally:
                 unit_errors=c.units["errors"],
                 unit_slow=c.units["slow"],
                 unit_wrong=c.units["wrong"],
+                losses=losses.get((weight, arm), ()),
             )
             for (weight, arm), c in sorted(self._cells.items())
         )
@@ -117,6 +124,8 @@ class Tally:
         told = {name: record.get(name) for name in ("id", "unit", "t", "version", "score")} | {
             "scores": record.get("scores") or {}
         }
+        if self.valued:
+            told["request"] = record.get("request") or {}
         if record["error"]:
             counts.errors += 1
             self._bad("errors", place, told)
@@ -137,6 +146,8 @@ class Tally:
             self._early[key] = label
 
     def _judge(self, place: _Place, told: Mapping[str, Any], label: float) -> None:
+        for guard in self.valued:
+            self._value(guard, place, told, label)
         found = wrong(self.objective, told, label, self.limit, self.cuts)
         if found is not None:
             counts = self._cells[place]
@@ -144,6 +155,25 @@ class Tally:
             counts.wrong += found
             if found:
                 self._bad("wrong", place, told)
+
+    def _value(self, guard: Business, place: _Place, told: Mapping[str, Any], label: float) -> None:
+        loss = guard.loss(told["request"], float(told["score"]), label)
+        if loss is None:
+            return
+        mark, new = (guard.name, str(told.get("unit") or told["id"])), (int(told.get("t") or 0), str(told["id"]), place, loss)
+        known = self._worth.get(mark)
+        if known is None or new[:2] < known[:2]:
+            self._worth[mark] = new
+
+    def _losses(self) -> dict[_Place, tuple[tuple[str, int, float], ...]]:
+        """For each cell its rows and losses by metric. fsum, so that the order in which they came leaves no trace."""
+        found: dict[_Place, dict[str, list[float]]] = {}
+        for (name, _), (_, _, place, loss) in self._worth.items():
+            found.setdefault(place, {}).setdefault(name, []).append(loss)
+        return {
+            place: tuple((name, len(each), math.fsum(each)) for name, each in sorted(by_name.items()))
+            for place, by_name in found.items()
+        }
 
     def _bad(self, kind: str, place: _Place, told: Mapping[str, Any]) -> None:
         """Count a bad event for its unit, unless an earlier request of that unit has gone badly the same way."""

@@ -28,7 +28,7 @@ class Cell:
     """Counts of one arm while the canary's share was `weight` (0 to 1).
 
     `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`. The `unit_` counts are of units
-    (users): how many had their first error, slow or wrong answer here; None where requests are independent.
+    (users): how many had their first error, slow or wrong answer here; None where requests are independent. `losses` has (metric, rows, sum of their losses from 0 to 1).
     """
 
     weight: float
@@ -41,6 +41,7 @@ class Cell:
     unit_errors: int | None = None
     unit_slow: int | None = None
     unit_wrong: int | None = None
+    losses: tuple[tuple[str, int, float], ...] = ()
 
     def by_unit(self) -> Cell:
         """The cell with each unit's bad events counted once, which is what evidence of harm rests on."""
@@ -58,9 +59,9 @@ class Evidence:
     e_value: float
     limit: float
     stable_n: int
-    stable_bad: int
+    stable_bad: float
     canary_n: int
-    canary_bad: int
+    canary_bad: float
 
     @property
     def harmful(self) -> bool:
@@ -69,7 +70,7 @@ class Evidence:
 
     def __str__(self) -> str:
         return (
-            f"{self.metric}: canary {self.canary_bad:,} of {self.canary_n:,}, stable {self.stable_bad:,} of {self.stable_n:,}"
+            f"{self.metric}: canary {_count(self.canary_bad)} of {self.canary_n:,}, stable {_count(self.stable_bad)} of {self.stable_n:,}"
             f" (e-value {self.e_value:.3g}, alarm at {self.limit:.0f})"
         )
 
@@ -152,17 +153,17 @@ class _Level:
 
     weight: float
     stable_n: int
-    stable_bad: int
+    stable_bad: float
     canary_n: int
-    canary_bad: int
+    canary_bad: float
 
 
 def _levels(guard: Guard, cells: Sequence[Cell]) -> tuple[_Level, ...]:
-    counts: dict[float, dict[str, list[int]]] = defaultdict(lambda: {"stable": [0, 0], "canary": [0, 0]})
+    counts: dict[float, dict[str, tuple[int, float]]] = defaultdict(lambda: {"stable": (0, 0), "canary": (0, 0)})
     for cell in cells:
         n, bad = guard.events(cell)
-        arm = counts[cell.weight][cell.arm]
-        arm[0], arm[1] = arm[0] + n, arm[1] + bad
+        before = counts[cell.weight][cell.arm]
+        counts[cell.weight][cell.arm] = (before[0] + n, before[1] + bad)
     return tuple(_Level(weight, *arms["stable"], *arms["canary"]) for weight, arms in sorted(counts.items()))
 
 
@@ -171,7 +172,7 @@ def _compare(guard: Guard, cells: Sequence[Cell]) -> tuple[_Level, ...]:
     return tuple(level for level in _levels(guard, cells) if 0 < level.weight < 1)
 
 
-def _totals(levels: Sequence[_Level]) -> tuple[int, int, int, int]:
+def _totals(levels: Sequence[_Level]) -> tuple[int, float, int, float]:
     return (
         sum(level.stable_n for level in levels),
         sum(level.stable_bad for level in levels),
@@ -241,4 +242,10 @@ def _outside(guard: Guard, levels: Sequence[_Level]) -> str:
     if n < max(1, guard.needed()):
         return f"{guard.metric()}: {n:,} of {max(1, guard.needed()):,} canary requests could be judged"
     allowed = guard.allowed(_stable_rate(levels))
-    return "" if bad / n <= allowed else f"{guard.metric()}: canary {bad:,} of {n:,} ({bad / n:.2%}), allowed {allowed:.2%}"
+    return (
+        "" if bad / n <= allowed else f"{guard.metric()}: canary {_count(bad)} of {n:,} ({bad / n:.2%}), allowed {allowed:.2%}"
+    )
+
+
+def _count(bad: float) -> str:
+    return f"{bad:,.0f}" if bad == int(bad) else f"{bad:,.2f}"
