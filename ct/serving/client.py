@@ -55,6 +55,7 @@ class Serving:
         place = self._settings
         named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows")}
         named |= {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url")}
+        named |= {name: str(path) for name in ("tls_cert", "tls_key") if (path := getattr(place, name)) is not None}
         args = AppArgs(endpoint=self._endpoint, root=str(place.root), host=place.host, hosts=place.hosts, **named)
         options = {"port": place.port, "request_timeout_s": REQUEST_SECONDS} | self._listening()
         try:
