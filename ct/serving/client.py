@@ -159,7 +159,7 @@ class Serving:
         if route is not None and any(named.app == name for named in route.arms):
             raise Conflict(f"the route names {name}", "a route without it", "roll back or promote another version first")
         until = time.monotonic() + seconds
-        while any(arm.version in state["versions"] for state in self.state()):
+        while any(state["in_flight"].get(arm.version) for state in self.state()):
             if time.monotonic() > until:
                 raise Unavailable(f"{arm.version} is still in use after {seconds:g} s", "its requests ended", "try again")
             time.sleep(0.1)
