@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.parts.asking import Call
 from bench.parts.served import replica_of
-from ct.registry.routes import Route
+from ct.registry.routes import STABLE, Route
 from ct.serving.router import assign
 
 Expected = Callable[[str, Mapping[str, Any]], float]
@@ -86,7 +86,9 @@ def _routed(answered: Sequence[Call], rows: Mapping[str, list[Record]], known: M
             )
             continue
         meant, kept = assign(route, call.key).arm, rows.get(call.id)
-        if call.arm != meant and not (kept and kept[0]["error"]):
+        # Stable may stand in for a candidate that failed, or that the replica did not have: then the log says an error, or a weight of 0.
+        stands_in = call.arm == STABLE and kept is not None and bool(kept[0]["error"] or not kept[0]["weight"])
+        if call.arm != meant and not stands_in:
             found.append(f"{call.key} belongs to {meant} in epoch {call.epoch} and was answered by {call.arm}")
     return found
 

@@ -65,7 +65,7 @@ def world(seed: int) -> World:
         call = Call(0, key, row, now, now, now + chance.random(), 200, version, arm, found.epoch, name, score, faults, label)
         made.calls.append(call)
         kept = {"kind": "prediction", "id": name, "key": key, "version": version, "arm": arm, "epoch": found.epoch}
-        made.log.append(kept | {"score": score, "error": ""})
+        made.log.append(kept | {"score": score, "error": "", "weight": found.weight})
         if faults:  # the lost answer of a try before may be in the log
             made.log.append(made.log[-1] | {"id": ids[replica].new()})
         if label is not None:
@@ -132,6 +132,14 @@ def wrong_arm(made: World) -> None:
     _kept(made, call).update(version=version, arm="canary", score=expected(version, call.row))
 
 
+def held_back(made: World, **said: Any) -> None:
+    """A unit that belongs to the canary is answered by stable."""
+    at, call = next((at, call) for at, call in enumerate(made.calls) if call.arm == "canary")
+    version = made.known[call.epoch].stable.version
+    made.calls[at] = replace(call, version=version, arm="stable", score=expected(version, call.row))
+    _kept(made, call).update(version=version, arm="stable", score=expected(version, call.row), **said)
+
+
 def back(made: World) -> None:
     """The last call's replica answers once more, later, as the first epoch would."""
     last = next(call for call in reversed(made.calls) if call.epoch > 1)
@@ -140,7 +148,7 @@ def back(made: World) -> None:
     then = max(call.ended for call in made.calls) + 1
     score = expected("v1", row)
     made.calls.append(Call(0, "late", row, then, then, then + 1, 200, "v1", "stable", 1, name, score))
-    made.log.append({"kind": "prediction", "id": name, "key": "late", "version": "v1", "arm": "stable", "epoch": 1, "score": score, "error": ""})  # fmt: skip
+    made.log.append({"kind": "prediction", "id": name, "key": "late", "version": "v1", "arm": "stable", "epoch": 1, "score": score, "error": "", "weight": 0})  # fmt: skip
 
 
 def gap(made: World) -> None:
@@ -166,6 +174,7 @@ def same_id(made: World) -> None:
         (another_score, "which gives"),
         (wrong_stable, "whose arms are"),
         (wrong_arm, "belongs to stable"),
+        (held_back, "belongs to canary"),
         (back, "after one in"),
         (gap, "gaps"),
         (lost_label, "was acknowledged and is not in the log"),
@@ -177,6 +186,13 @@ def test_every_lie_is_found(lie: Callable[[World], None], told: str) -> None:
     assert made.broken() == []
     lie(made)
     assert any(told in line for line in made.broken()), made.broken()
+
+
+@pytest.mark.parametrize("said", [{"error": "circuit open"}, {"weight": 0}], ids=str)
+def test_stable_may_stand_in_where_the_log_says_so(said: dict[str, Any]) -> None:
+    made = world(11)
+    held_back(made, **said)
+    assert made.broken() == []
 
 
 def test_the_last_answer_after_a_decision_is_measured() -> None:
