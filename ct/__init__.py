@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ct.features.kinds.ratio import ratio
     from ct.features.kinds.window import window
     from ct.pipeline import Label, Pipeline, SchemaPolicy, Table
-    from ct.rollout.guards import business, error_rate, latency, quality
+    from ct.rollout.guards import business, error_rate, latency, quality, scores
     from ct.rollout.plans import AB, AllAtOnce, BlueGreen, Canary, Shadow, Step, Then
     from ct.training import models
     from ct.training.declare import Search, Torch
@@ -124,6 +124,7 @@ __all__ = [
     "quarantine",
     "ratio",
     "recent",
+    "scores",
     "slices",
     "tagged",
     "unsure",
@@ -168,7 +169,7 @@ _HOMES = {
     "ct.features.kinds.ratio": ("ratio",),
     "ct.features.kinds.window": ("window",),
     "ct.pipeline": ("Label", "Pipeline", "SchemaPolicy", "Table"),
-    "ct.rollout.guards": ("business", "error_rate", "latency", "quality"),
+    "ct.rollout.guards": ("business", "error_rate", "latency", "quality", "scores"),
     "ct.rollout.plans": ("AB", "AllAtOnce", "BlueGreen", "Canary", "Shadow", "Step", "Then"),
     "ct.training.declare": ("Search", "Torch"),
     "ct.training.ensemble": ("Ensemble",),

@@ -78,6 +78,7 @@ NAMES = [
     "quarantine",
     "ratio",
     "recent",
+    "scores",
     "slices",
     "tagged",
     "unsure",

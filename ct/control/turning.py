@@ -11,7 +11,7 @@ from ct.ids import describe
 from ct.registry import pinned, routes
 from ct.registry.routes import Route
 from ct.rollout import state, verdict
-from ct.rollout.guards import Business
+from ct.rollout.guards import Business, Scores, middle
 from ct.rollout.paired import Paired, compare
 from ct.rollout.state import Rollout
 from ct.rollout.steps import paced, pairs
@@ -147,13 +147,27 @@ class Judging:
         theirs, _ = labels.arrays([answered[row.of] for row in shadows], objective)
         return compare(objective, theirs, ours, truth, alpha=verdict.paired_alpha(self._act.pipeline.rollout))
 
+    def _earlier(self, rollout: Rollout) -> list[float]:
+        """Stable's scores from before the rollout, so that the limits learned from them do not depend on what they judge."""
+        return [
+            float(record["score"])
+            for record in predictions.everything(self._act.settings)
+            if record["kind"] == "prediction"
+            and record["version"] == rollout.baseline
+            and record["epoch"] < rollout.first_epoch
+            and not record["error"]
+            and record["score"] is not None
+        ]
+
     def _read(self, rollout: Rollout) -> None:
         if self._rollout != rollout.id:
             self._rollout, self._cursor = rollout.id, None
             label = self._act.pipeline.label
             cuts = {arm.version: rollouts.spec_of(self._act, arm).threshold for arm in self._act.route().arms}
-            valued = tuple(guard for guard in self._act.pipeline.rollout.guards if isinstance(guard, Business))
-            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued)
+            guards = self._act.pipeline.rollout.guards
+            valued = tuple(guard for guard in guards if isinstance(guard, Business))
+            between = middle(self._earlier(rollout)) if any(isinstance(guard, Scores) for guard in guards) else None
+            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued, between)
             self._tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
         records, self._cursor = predictions.read(self._act.settings.inbox, self._cursor)
         self._tally.add(records)

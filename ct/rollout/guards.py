@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 NOISE = 0.01
 """Added to the share of slow requests that passes: 200 requests of an equal canary stray by this much."""
+MIDDLE, LEARNED_FROM = 0.9, 100
+"""Extreme is a score outside the middle share of stable's earlier ones, of which there must be so many."""
 QUANTILES = {"p50": 0.50, "p90": 0.90, "p95": 0.95, "p99": 0.99}
 
 
@@ -234,6 +236,58 @@ def business(
     Harmful is a canary that loses (stays below `high`) over `factor` times what stable does. Of each unit its first labelled row counts.
     """
     return Business(value, low, high, factor, min_labels, name)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Extreme scores, too low or too high: outside the middle 90 % of stable's earlier ones. Needs no labels.
+
+    Harmful is a canary that gives them over `factor` times as often as stable.
+    """
+
+    factor: float = 1.5
+
+    def metric(self) -> str:
+        return "extreme_scores"
+
+    def events(self, cell: Cell) -> tuple[int, float]:
+        return next(((n, lost) for name, n, lost in cell.losses if name == self.metric()), (0, 0.0))
+
+    def ratio(self, stable: float) -> float:
+        return self.factor
+
+    def cap(self) -> float | None:
+        return None
+
+    def allowed(self, stable: float) -> float:
+        return min(1.0, self.factor * max(stable, 1 - MIDDLE) + NOISE)
+
+    def needed(self) -> int:
+        return 1
+
+    def compares(self) -> bool:
+        return True
+
+    def validate(self) -> list[str]:
+        good = is_number(self.factor, 1, 1000, low_included=True)
+        return [] if good else [f"scores(factor={self.factor!r}), expected a number from 1 to 1000"]
+
+
+def middle(scores: Iterable[float]) -> tuple[float, float] | None:
+    """Between which two values the middle share of stable's earlier `scores` lies; None when there are too few."""
+    ordered = sorted(score for score in scores if math.isfinite(score))
+    if len(ordered) < LEARNED_FROM:
+        return None
+    tail = int(len(ordered) * (1 - MIDDLE) / 2)
+    return ordered[tail], ordered[-1 - tail]
+
+
+def scores(factor: float = 1.5) -> Scores:
+    """Guard the scores themselves: outside the middle 90 % of stable's earlier ones at most `factor` times as often as stable. Needs no labels.
+
+    Of each unit its first request counts. It passes nothing until stable has answered 100 times before the rollout.
+    """
+    return Scores(factor)
 
 
 def error_rate(max: float = 0.01) -> ErrorRate:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ct.objectives import BINARY, Objective
 from ct.registry.routes import WHOLE
-from ct.rollout.guards import Business
+from ct.rollout.guards import Business, Scores
 from ct.rollout.verdict import Cell
 
 
@@ -64,7 +64,8 @@ class Tally:
     A canary that failed and fell back to stable counts as an error of the canary, to which the request had been assigned.
     Requests that a header forced onto an arm do not count. See `wrong` for `objective`, `limit` and `cuts`. Each bad event is also counted
     by unit: the first that a unit had of its kind, because the requests of one user, who stays on one arm, do not go badly independently.
-    For the guards in `valued` only the first labelled row of each unit counts at all, for the same reason.
+    For the guards in `valued` only the first labelled row of each unit counts at all, for the same reason; and for the scores, which are
+    extreme outside `middle` (None: nobody can say), only its first answer.
     """
 
     first_epoch: int
@@ -73,6 +74,7 @@ class Tally:
     limit: float | None = None
     cuts: Mapping[str, float] = field(default_factory=dict)
     valued: tuple[Business, ...] = ()
+    middle: tuple[float, float] | None = None
     _cells: dict[_Place, _Counts] = field(default_factory=dict)
     _open: dict[str, tuple[_Place, Mapping[str, Any]]] = field(default_factory=dict)
     _early: dict[str, float] = field(default_factory=dict)
@@ -134,6 +136,9 @@ class Tally:
             self._bad("slow", place, told)
         if record["error"]:
             return
+        if self.middle is not None and record["score"] is not None:
+            low, high = self.middle
+            self._take(Scores().metric(), place, told, float(not low <= float(record["score"]) <= high))
         if key in self._early:
             self._judge(place, told, self._early.pop(key))
         else:
@@ -147,7 +152,9 @@ class Tally:
 
     def _judge(self, place: _Place, told: Mapping[str, Any], label: float) -> None:
         for guard in self.valued:
-            self._value(guard, place, told, label)
+            loss = guard.loss(told["request"], float(told["score"]), label)
+            if loss is not None:
+                self._take(guard.name, place, told, loss)
         found = wrong(self.objective, told, label, self.limit, self.cuts)
         if found is not None:
             counts = self._cells[place]
@@ -156,11 +163,8 @@ class Tally:
             if found:
                 self._bad("wrong", place, told)
 
-    def _value(self, guard: Business, place: _Place, told: Mapping[str, Any], label: float) -> None:
-        loss = guard.loss(told["request"], float(told["score"]), label)
-        if loss is None:
-            return
-        mark, new = (guard.name, str(told.get("unit") or told["id"])), (int(told.get("t") or 0), str(told["id"]), place, loss)
+    def _take(self, name: str, place: _Place, told: Mapping[str, Any], loss: float) -> None:
+        mark, new = (name, str(told.get("unit") or told["id"])), (int(told.get("t") or 0), str(told["id"]), place, loss)
         known = self._worth.get(mark)
         if known is None or new[:2] < known[:2]:
             self._worth[mark] = new

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import ct
 from ct.evaluation.stats import worse_arm
-from ct.rollout.guards import Business
+from ct.rollout.guards import Business, middle
 from ct.rollout.tally import Tally
 from ct.rollout.verdict import ALPHA, Cell, Verdict, judge
 
@@ -100,3 +100,28 @@ def test_what_the_guard_refuses() -> None:
     assert len(bad.validate()) == 5
     assert ct.business(margin, 0.0, 10.0).validate() == []
     assert any("compares two arms" in fault for fault in ct.BlueGreen(guards=[GUARD]).validate())
+
+
+def test_extreme_scores_are_seen_without_labels_on_either_side() -> None:
+    rng = np.random.default_rng(6)
+    limits = middle(rng.normal(size=2000))
+    assert limits == (pytest.approx(-1.645, abs=0.15), pytest.approx(1.645, abs=0.15))
+    plan = ct.Canary(50, 100, guards=[ct.scores()], min_requests=100)
+    for shift, decision in ((0.0, "promote"), (1.2, "roll_back"), (-1.2, "roll_back")):
+        tally = Tally(5, 10.0, middle=limits)
+        tally.add(
+            {
+                "kind": "prediction", "id": str(n), "epoch": 5, "weight": 5000, "assigned": ("stable", "canary")[n % 2], "error": "",
+                "latency_ms": 1.0, "score": rng.normal() + shift * (n % 2), "unit": "", "t": n,
+            }
+            for n in range(1000)
+        )  # fmt: skip
+        assert judge(plan, tally.cells(), step=0, elapsed_s=1.0).decision == decision
+
+
+def test_scores_without_enough_of_stable_s_earlier_ones_pass_nothing() -> None:
+    assert middle([0.5] * 99) is None
+    plan = ct.Canary(50, 100, guards=[ct.scores()], min_requests=10)
+    found = judge(plan, [Cell(0.5, "stable", 500), Cell(0.5, "canary", 500)], step=0, elapsed_s=4000)
+    assert (found.decision, "extreme_scores: 0 of 1" in found.cause) == ("hold", True)
+    assert ct.scores(factor=0.5).validate()
