@@ -6,10 +6,13 @@ import json
 import logging
 import re
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
@@ -41,11 +44,15 @@ class Stale(CtError):
     """The route is of another epoch than If-Match says."""
 
 
-def build(act: Actor, *, closed: bool = False) -> Starlette:
-    """The application for one project. `closed` asks for tokens even while none was made."""
+def build(act: Actor, *, closed: bool = False, hosts: Sequence[str] = ()) -> Starlette:
+    """The application for one project. `closed` asks for tokens even while none was made; `hosts` are the Host headers answered, all when empty.
+
+    Without them a web page whose name was made to point at loopback could steer rollouts while no token was made.
+    """
+    named = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     api = Api(act, closed)
     made = [Route(door.path, api.at(door), methods=[door.method], name=door.name) for door in DOORS]
-    return Starlette(routes=made, exception_handlers={404: _absent, 405: _absent})
+    return Starlette(routes=made, middleware=[named] if hosts else [], exception_handlers={404: _absent, 405: _absent})
 
 
 class Api:

@@ -22,9 +22,10 @@ def api(
 
         from ct.api.application import build
         from ct.governance import binds
+        from ct.serving.access import hosts
 
         binds.check(act.settings, host, act.journal, what="the control API")
         certificate = binds.tls(act.settings)
         output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
-        closed = not binds.loopback(host)
-        uvicorn.run(build(act, closed=closed), host=host, port=port, log_level="warning", **certificate)  # type: ignore[arg-type]
+        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host))
+        uvicorn.run(made, host=host, port=port, log_level="warning", **certificate)  # type: ignore[arg-type]
