@@ -19,7 +19,7 @@ from importlib.metadata import version
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, norm
+from scipy.stats import binomtest, mannwhitneyu, norm
 
 import ct
 from ct.evaluation.stats import auroc_influence, running_mean
@@ -177,8 +177,9 @@ def _equal(rollouts: int) -> dict[str, float]:
 def _share(call: Judge, streams: Sequence[Looks], said: str) -> float:
     wrong = sum(call(stream, "errors") is not None for stream in streams)
     rate = wrong / len(streams)
+    low, high = binomtest(wrong, len(streams)).proportion_ci()  # exact: none of 400 is no proof of 0
     print(
-        f"A/A {said}: {wrong} of {len(streams)} rolled back ({rate:.1%} +- {1.96 * np.sqrt(rate * (1 - rate) / len(streams)):.1%})",
+        f"A/A {said}: {wrong} of {len(streams)} rolled back ({rate:.1%}, 95 % interval {low:.1%} to {high:.1%})",
         flush=True,
     )
     return rate
