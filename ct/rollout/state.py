@@ -158,7 +158,9 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
         case "RolloutHeld":
             return replace(state, phase="holding", cause=data["cause"])
         case "RolloutJudged":
-            return replace(state, evidence=tuple(data["evidence"]), cause=data["cause"])
+            # What holds it stays told, whatever is seen meanwhile.
+            cause = state.cause if state.phase == "holding" else data["cause"]
+            return replace(state, evidence=tuple(data["evidence"]), cause=cause)
         case "RolloutEnded":
             return replace(state, phase="ended", outcome=data["outcome"], cause=data["cause"], ended=event.at)
         case _:

@@ -1,0 +1,177 @@
+"""A project with three versions and a route, whose replicas are a file: for tests of what moves a rollout. Kills itself at a chosen operation."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+import ct
+from ct import pipeline, settings
+from ct.clock import TurnableClock
+from ct.control import turning
+from ct.control.act import Actor
+from ct.data import predictions
+from ct.registry import publishing, routes, versions
+from ct.registry.routes import Arm, Route
+from ct.rollout import state
+from tests.loop import project
+from tests.registry.made import made
+
+LINE = "late-orders"
+START = datetime(2024, 3, 1, tzinfo=UTC)
+
+
+class Replicas:
+    """In the place of Serve: what was staged and which route is in force, on disk, so that it outlives the controller."""
+
+    def __init__(self, folder: Path) -> None:
+        self.file = folder / "replicas.json"
+
+    def read(self) -> dict[str, Any]:
+        return dict(json.loads(self.file.read_text())) if self.file.exists() else {"staged": [], "route": None}
+
+    def _write(self, **changed: Any) -> None:
+        self.file.write_text(json.dumps(self.read() | changed))
+
+    def stage(self, version: str, manifest: str, app: str = "") -> None:
+        self._write(staged=sorted({*self.read()["staged"], version}))
+
+    def activate(self, route: Route) -> list[int]:
+        assert {arm.version for arm in route.arms} <= set(self.read()["staged"]), "traffic for a version that is not ready"
+        self._write(route=route.to_json())
+        return [route.epoch]
+
+    def state(self) -> list[dict[str, Any]]:
+        route = self.read()["route"]
+        return [{"epoch": route["epoch"], "versions": self.read()["staged"]}] if route else []
+
+    def deploy_arm(self, arm: Arm, **_: Any) -> Arm:
+        return Arm(arm.version, arm.manifest, f"apart-{arm.version}")
+
+    def remove_arm(self, arm: Arm, **_: Any) -> bool:
+        self._write(removed=arm.app)
+        return True
+
+
+def actor(root: Path, plan: Any, **changed: Any) -> Actor:
+    """The project at `root`, made if it is not there: v1 is stable, v2 and v3 are cleared."""
+    fresh = not (root / "pipeline.py").exists()
+    if fresh:
+        project.write(root, 8000)
+    line = pipeline.load(str(root / "pipeline.py")).replace(rollout=plan, **changed)
+    act = Actor(line, settings.load(root), clock=TurnableClock(START), actor="ann")
+    act.__dict__["serving"] = Replicas(root)
+    if fresh:
+        for run in "abc":
+            publishing.publish(act.journal, act.artifacts, LINE, made(run), run=run, verdict="pass", metrics={"auc": 0.9})
+        first = routes.first(LINE, versions.arm(versions.get(act.journal, LINE, "v1")))
+        routes.put(act.journal, first, cause="first deployment")
+        act.serving.stage("v1", first.stable.manifest)
+        act.serving.activate(first)
+    return act
+
+
+def traffic(act: Actor, *, errors: bool = False, rows: int = 40) -> None:
+    """Requests as the replicas log them under the route in force, split as its weights say."""
+    route = act.route()
+    arms = [name for name, weight in route.shares.items() for _ in range(round(rows * weight / routes.WHOLE))]
+    names = dict(zip(route.shares, (arm.version for arm in route.arms), strict=True))
+    inbox = predictions.Inbox(act.settings.inbox, f"r{os.urandom(4).hex()}")
+    records = [
+        {
+            "kind": "prediction", "id": f"{route.epoch}-{at}-{os.urandom(4).hex()}", "t": at, "endpoint": LINE, "epoch": route.epoch,
+            "weight": route.weight, "version": names[arm], "arm": arm, "assigned": arm, "forced": False, "latency_ms": 2.0,
+            "error": "boom" if errors and arm != "stable" else "", "score": 0.2, "unit": f"u{at}", "event_time": 0, "key": f"k{at}",
+            "context": {}, "request": {}, "features": {}, "label": None, "of": "",
+        }
+        for at, arm in enumerate(arms)
+    ]  # fmt: skip
+    inbox.submit(records).result()
+    inbox.close()
+
+
+def drive(act: Actor, *, errors: bool = False, turns: int = 12) -> str:
+    """Turn as the loop does, three hours apart, with traffic between. Returns how the rollout ended, empty while it goes on."""
+    assert isinstance(act.clock, TurnableClock)
+    for _ in range(turns):
+        turning.heed(act)
+        rollout = state.active(act.journal, LINE)
+        if rollout is None:
+            break
+        if rollout.phase != "paused":
+            if act.route().candidates:
+                traffic(act, errors=errors)
+            act.judge()
+        act.clock.turn(timedelta(hours=3))
+    return state.history(act.journal, LINE)[-1].outcome
+
+
+def ended(act: Actor) -> dict[str, Any]:
+    """The state that must be the same whatever was killed on the way."""
+    route, told = act.route(), state.history(act.journal, LINE)
+    return {
+        "stable": route.stable.version,
+        "shares": route.shares,
+        "rollouts": [(item.version, item.phase, item.outcome) for item in told],
+        "served": json.loads(json.dumps(route.to_json())) == act.serving.read()["route"],  # type: ignore[attr-defined]
+    }
+
+
+def kill_at(step: int) -> None:
+    """SIGKILL for this process right before its `step`-th durable change: a transaction, or a word to the replicas."""
+    passed = 0
+
+    def around(owner: object, name: str) -> None:
+        call = getattr(owner, name)
+
+        def called(*args: object, **kwargs: object) -> object:
+            nonlocal passed
+            passed += 1
+            if passed == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*args, **kwargs)
+
+        setattr(owner, name, called)
+
+    around(sa.engine.default.DefaultDialect, "do_commit")
+    around(Replicas, "_write")
+
+
+def forked(work: Callable[[], None]) -> int:
+    """Do it in a process of its own. Its exit code, negative for a signal."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        except BaseException:  # the parent sees the code
+            import traceback
+
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def copied(source: Path, target: Path) -> Path:
+    """The project elsewhere, as it stands."""
+    shutil.copytree(source, target)
+    return target
+
+
+PLANS: Mapping[str, Any] = {
+    "canary": ct.Canary(50, ct.Step(100, pause="2h"), min_requests=5, guards=[ct.error_rate(max=0.2)]),
+    "blue-green": ct.BlueGreen(bake="1h", min_requests=5, guards=[ct.error_rate(max=0.2)]),
+    "shadow, canary": ct.Then(
+        ct.Shadow(deadline="1h", at_deadline="hold"), ct.Canary(50, 100, min_requests=5, guards=[ct.error_rate(max=0.2)])
+    ),
+    "a/b": ct.AB(30, 30, deadline="1h", at_deadline="abort"),
+    "at once": ct.AllAtOnce(),
+}
