@@ -9,7 +9,7 @@ from typing import Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
 from ct.clock import duration
 from ct.errors import InvalidPipeline
-from ct.rollout.guards import Guard, is_count, is_number
+from ct.rollout.guards import Business, Guard, is_count, is_number
 
 MANUAL = "manual"
 OVERRIDES = ("always", "never")
@@ -311,6 +311,9 @@ def _faults(plan: Plan, shares: bool = True, *, least: int = 1) -> list[str]:
         faults += guard.validate()
         if shares and guard.compares() and not any(0 < stage.weights[0] < 100 for stage in plan.stages()):
             faults.append(f"{guard.metric()} compares two arms, but no step gives both a share; use ct.Canary(10, 100)")
+    named = [guard.metric() for guard in plan.guards if isinstance(guard, Business)]
+    if len(set(named)) < len(named):
+        faults.append(f"the business guards {named}, expected a name of its own for each; use ct.business(…, name=…)")
     if not is_count(plan.min_requests, least):
         faults.append(
             f"min_requests={plan.min_requests!r}, expected a whole number of at least {least}; no data is never a pass"

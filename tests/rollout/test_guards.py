@@ -99,6 +99,7 @@ def test_what_the_guard_refuses() -> None:
     bad = ct.business("price", low=1.0, high=1.0, factor=0.5, min_labels=0, name="")  # type: ignore[arg-type]
     assert len(bad.validate()) == 5
     assert ct.business(margin, 0.0, 10.0).validate() == []
+    assert any("a name of its own" in fault for fault in ct.Canary(10, 100, guards=[GUARD, GUARD]).validate())
     assert any("compares two arms" in fault for fault in ct.BlueGreen(guards=[GUARD]).validate())
 
 
