@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,8 @@ def compare(objective: Objective, stable: Floats, candidate: Floats, label: Floa
     metric = _METRICS[objective.kind]
     known = np.isfinite(label)
     for scores in (stable, candidate):
-        known &= np.isfinite(scores.reshape(len(scores), -1)).all(axis=1)
+        wide = math.prod(scores.shape[1:])  # -1 cannot be told where there is no row yet
+        known &= np.isfinite(scores.reshape(len(scores), wide)).all(axis=1)
     ours, theirs, truth = candidate[known], stable[known], label[known]
     if objective.kind == "binary":
         found = _auroc(theirs, ours, truth, alpha)

@@ -117,6 +117,14 @@ def test_segments_of_a_plan_must_be_declared(tmp_path: Path) -> None:
         rolling.actor(tmp_path / "p", ct.Canary(100, only={"carrier": ["AA"]}))
 
 
+def test_a_shadow_without_a_labelled_row_yet_goes_on(tmp_path: Path) -> None:
+    act = rolling.actor(tmp_path / "p", ct.Shadow(within=0.01))
+    act.start_rollout("v2")
+    rolling.traffic(act)
+    assert act.judge() == ""
+    assert last(act).shown == "Shadowing"
+
+
 # -- hooks
 
 
