@@ -56,8 +56,7 @@ def paced(plan: Plan, step: int, verdict: Verdict, *, elapsed_s: float, passed_s
         return verdict
     part, _ = part_at(plan, step)
     stage = plan.stages()[step]
-    least = duration(part.min_time).total_seconds() if part.min_time else 0.0
-    if elapsed_s < least:
+    if part.min_time and elapsed_s < duration(part.min_time).total_seconds():
         return replace(verdict, decision="continue", cause=f"proven; the step lasts at least {part.min_time}")
     if stage.pause == MANUAL:
         return replace(verdict, decision="hold", cause="proven; the plan waits for a person: `ct rollout promote`")

@@ -69,6 +69,8 @@ def actor(root: Path, plan: Any, **changed: Any) -> Actor:
     line = pipeline.load(str(root / "pipeline.py")).replace(rollout=plan, **changed)
     act = Actor(line, settings.load(root), clock=TurnableClock(START), actor="ann")
     act.__dict__["serving"] = Replicas(root)
+    for event in act.journal.read():  # a clock never goes back
+        act.clock.at = max(act.clock.at, event.at)  # type: ignore[attr-defined]
     if fresh:
         for run in "abc":
             publishing.publish(act.journal, act.artifacts, LINE, made(run), run=run, verdict="pass", metrics={"auc": 0.9})
