@@ -37,11 +37,12 @@ AUC = 0.80
 
 @dataclass(frozen=True)
 class Looks:
-    """One rollout: for each look and arm (stable, canary) [looks, 2] requests, bad ones, and units whose first bad request it was."""
+    """One rollout: for each look and arm (stable, canary) [looks, 2] requests and bad ones; units that asked, and those whose first request of the look was bad."""
 
     weight: NDArray[np.float64]
     total: NDArray[np.int64]
     bad: NDArray[np.int64]
+    units: NDArray[np.int64]
     first: NDArray[np.int64]
 
 
@@ -76,18 +77,16 @@ def clustered(rng: np.random.Generator) -> Looks:
     active = rng.pareto(1.5, USERS) + 0.2
     prone = np.where(rng.random(USERS) < 0.01, 0.3, 0.004)
     bucket = rng.random(USERS)
-    total, bad, first = (np.zeros((LOOKS, 2), np.int64) for _ in range(3))
-    done = np.zeros(USERS, bool)
+    total, bad, units, first = (np.zeros((LOOKS, 2), np.int64) for _ in range(4))
     for look, weight in enumerate(WEIGHTS):
         users = rng.choice(USERS, PER_LOOK, p=active / active.sum())
         rate = prone[users] * (1 + 0.8 * np.sin(look / 3))
         fails = rng.random(PER_LOOK) < rate
         arm = (bucket[users] < weight).astype(int)
         total[look], bad[look] = np.bincount(arm, minlength=2), np.bincount(arm[fails], minlength=2)
-        new = np.unique(users[fails & ~done[users]])
-        first[look] = np.bincount((bucket[new] < weight).astype(int), minlength=2)
-        done[new] = True
-    return Looks(WEIGHTS, total, bad, first)
+        _, one = np.unique(users, return_index=True)  # a look is a window of the tally: each unit's first request speaks for it
+        units[look], first[look] = np.bincount(arm[one], minlength=2), np.bincount(arm[one][fails[one]], minlength=2)
+    return Looks(WEIGHTS, total, bad, units, first)
 
 
 def steady(rng: np.random.Generator, stable: float, canary: float, *, looks: int, per_look: int, weight: float = 0.1) -> Looks:
@@ -95,7 +94,7 @@ def steady(rng: np.random.Generator, stable: float, canary: float, *, looks: int
     arm = rng.binomial(per_look, weight, looks)
     total = np.stack([per_look - arm, arm], axis=1)
     bad = np.stack([rng.binomial(total[:, 0], stable), rng.binomial(total[:, 1], canary)], axis=1)
-    return Looks(np.full(looks, weight), total, bad, bad)
+    return Looks(np.full(looks, weight), total, bad, total, bad)
 
 
 # -- judges: the look at which the canary is called worse, None when it never is
@@ -116,11 +115,12 @@ def _cells(found: Looks, look: int, kind: str) -> list[Cell]:
     for weight in np.unique(found.weight[:look]):
         here = found.weight[:look] == weight
         for at, arm in enumerate(("stable", "canary")):
-            total, bad, first = (int(part[:look][here, at].sum()) for part in (found.total, found.bad, found.first))
+            parts = (found.total, found.bad, found.units, found.first)
+            total, bad, units, first = (int(part[:look][here, at].sum()) for part in parts)
             if kind == "errors":
-                cells.append(Cell(float(weight), arm, total, errors=bad, unit_errors=first))
+                cells.append(Cell(float(weight), arm, total, errors=bad, unit_total=units, unit_errors=first))
             else:
-                cells.append(Cell(float(weight), arm, total, slow=bad, unit_slow=first))
+                cells.append(Cell(float(weight), arm, total, slow=bad, unit_total=units, unit_slow=first))
     return cells
 
 
@@ -163,7 +163,7 @@ def _equal(rollouts: int) -> dict[str, float]:
     rng = np.random.default_rng(20)
     streams = [clustered(rng) for _ in range(rollouts)]
     found = {"false_rollback_rate_at_5pct": _share(ours, streams, "ct")}
-    unit = [Looks(each.weight, each.total, each.bad, each.bad) for each in streams]
+    unit = [Looks(each.weight, each.total, each.bad, each.total, each.bad) for each in streams]
     found["false_rollback_rate_without_units"] = _share(ours, unit, "ct, users counted as often as they ask")
     # Each rival is given a gentler world, where requests are independent and nothing drifts: what remains is its own.
     plain = [steady(rng, 0.008, 0.008, looks=LOOKS, per_look=PER_LOOK) for _ in range(rollouts)]

@@ -24,6 +24,10 @@ WEBHOOK_SECONDS = 10.0
 _MOST_LETTERS = 200
 
 
+MOST_SECONDS = 30
+"""While a hook is asked nothing else is looked at."""
+
+
 @dataclass(frozen=True)
 class Hook:
     """`call` is asked at `name` with a mapping: hook, endpoint, rollout, version, baseline, step, weights, cause.
@@ -41,7 +45,8 @@ class Hook:
         if not callable(self.call):
             faults.append(f"Hook({self.name!r}) calls {self.call!r}, expected a function of one mapping")
         try:
-            duration(self.timeout)
+            if not 0 < duration(self.timeout).total_seconds() <= MOST_SECONDS:
+                faults.append(f"Hook({self.name!r}): timeout {self.timeout!r}, expected at most {MOST_SECONDS} s")
         except InvalidPipeline as error:
             faults.append(f"Hook({self.name!r}): timeout {error}")
         return faults

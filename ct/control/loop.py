@@ -31,8 +31,7 @@ def run(act: Actor, *, every: float = 1.0, once: bool = False, say: Callable[[st
         act.start_ray_soon()
         failures = 0
         while True:
-            if said := turning.heed(act):
-                say(said)
+            _heed(act, say)
             actions = decide(act.pipeline, observe(act))
             failed = [error for action in actions if (error := _try(act, action, say))]
             failures = failures + 1 if failed else 0
@@ -43,6 +42,14 @@ def run(act: Actor, *, every: float = 1.0, once: bool = False, say: Callable[[st
                 return
             if failed or all(isinstance(action, Judge) for action in actions):
                 act.clock.sleep(every)
+
+
+def _heed(act: Actor, say: Callable[[str], None]) -> None:
+    try:
+        if said := turning.heed(act):
+            say(said)
+    except CtError as error:  # the replicas follow the order on their disk anyway; the next look journals it
+        say(f"an order on disk is not journaled yet: {error}")
 
 
 def _try(act: Actor, action: Action, say: Callable[[str], None]) -> CtError | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -92,10 +93,18 @@ class Judging:
             "evidence": describe(found.evidence),
             "paired": describe(found.paired) if found.paired else None,
         }
+        if not self._stands(rollout, route):
+            return ""
         state.note(act.journal, name, rollout.id, "RolloutJudged", said)
-        return self._follow(rollout, found)
+        return self._follow(rollout, route, found)
 
-    def _follow(self, rollout: Rollout, found: Verdict) -> str:
+    def _stands(self, rollout: Rollout, route: Route) -> bool:
+        """Is what was judged still so? A person may have paused, stepped or ended it while the log was read or a hook was asked."""
+        now = state.active(self._act.journal, self._act.pipeline.name)
+        known = now is not None and (now.id, now.phase, now.step) == (rollout.id, rollout.phase, rollout.step)
+        return known and self._act.route().epoch == route.epoch
+
+    def _follow(self, rollout: Rollout, route: Route, found: Verdict) -> str:
         act = self._act
         stages, following = act.pipeline.rollout.stages(), rollout.step + 1
         match found.decision:
@@ -109,11 +118,11 @@ class Judging:
                 weights = list(stages[following].weights)
                 if refused := hooking.ask(act, rollout, "confirm-traffic-increase", weights=weights, cause=found.cause):
                     return rollouts.hold(act, rollout, refused)
-                return rollouts.step_to(act, rollout, following)
+                return rollouts.step_to(act, rollout, following) if self._stands(rollout, route) else ""
             case _:
                 if refused := hooking.ask(act, rollout, "confirm-promotion", cause=found.cause):
                     return rollouts.hold(act, rollout, refused)
-                return rollouts.end(act, "promoted", found.cause)
+                return rollouts.end(act, "promoted", found.cause) if self._stands(rollout, route) else ""
 
     def _verdict(self, rollout: Rollout, route: Route) -> Verdict:
         """The verdict on the candidate; of several the worst one, each with its part of the error that is allowed."""
@@ -136,7 +145,8 @@ class Judging:
     def _paired(self, rollout: Rollout) -> Paired:
         """The shadow beside stable on the rows that both have scored since the rollout began."""
         objective = self._act.pipeline.label.objective
-        joined = labels.join(predictions.everything(self._act.settings))
+        records = predictions.everything(self._act.settings)
+        joined = labels.join(records)
         answered = {row.id: row for row in joined.rows if row.version == rollout.baseline}
         shadows = [
             row
@@ -145,7 +155,13 @@ class Judging:
         ]
         ours, truth = labels.arrays(shadows, objective)
         theirs, _ = labels.arrays([answered[row.of] for row in shadows], objective)
-        return compare(objective, theirs, ours, truth, alpha=verdict.paired_alpha(self._act.pipeline.rollout))
+        found = compare(objective, theirs, ours, truth, alpha=verdict.paired_alpha(self._act.pipeline.rollout))
+        asked = [
+            bool(record["error"])
+            for record in records
+            if record["kind"] == "shadow" and record["version"] == rollout.version and record["epoch"] >= rollout.first_epoch
+        ]
+        return replace(found, asked=len(asked), failed=sum(asked))
 
     def _earlier(self, rollout: Rollout) -> list[float]:
         """Stable's scores from before the rollout, so that the limits learned from them do not depend on what they judge."""
@@ -161,13 +177,14 @@ class Judging:
 
     def _read(self, rollout: Rollout) -> None:
         if self._rollout != rollout.id:
-            self._rollout, self._cursor = rollout.id, None
             label = self._act.pipeline.label
             cuts = {arm.version: rollouts.spec_of(self._act, arm).threshold for arm in self._act.route().arms}
             guards = self._act.pipeline.rollout.guards
             valued = tuple(guard for guard in guards if isinstance(guard, Business))
             between = middle(self._earlier(rollout)) if any(isinstance(guard, Scores) for guard in guards) else None
-            self._tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued, between)
-            self._tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
+            tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued, between)
+            tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
+            # Only now: a store that failed above is asked again at the next look.
+            self._rollout, self._tally, self._cursor = rollout.id, tally, None
         records, self._cursor = predictions.read(self._act.settings.inbox, self._cursor)
         self._tally.add(records)

@@ -141,6 +141,8 @@ class Inbox:
             self._seal()  # the segment may end in half a record; the next one begins clean
             failure = Unavailable(f"the prediction log cannot be written: {error}", "a writable disk with room", "free space")
         for _, done in batch:
+            if not done.set_running_or_notify_cancel():
+                continue  # who asked has gone; the row is kept nevertheless
             if failure is None:
                 done.set_result(None)
             else:

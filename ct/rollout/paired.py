@@ -16,29 +16,38 @@ from ct.objectives import Objective
 Floats = NDArray[np.float64]
 _METRICS = {"binary": "auroc", "classes": "accuracy", "number": "mae", "quantiles": "pinball"}
 _LOSSES = ("mae", "pinball")
+LEAST = 100
+FAILING = 0.01
+"""A shadow that fails on a larger share of the rows does not pass."""
 
 
 @dataclass(frozen=True)
 class Paired:
-    """The candidate's `metric` minus stable's on `n` labelled rows; positive is better. `low` and `high` hold at any number of looks."""
+    """The candidate's `metric` minus stable's on `n` labelled rows; positive is better. `low` and `high` hold at any number of looks.
+
+    The shadow was asked about `asked` rows and failed on `failed` of them.
+    """
 
     metric: str
     n: int
     difference: float
     low: float
     high: float
+    asked: int = 0
+    failed: int = 0
 
     @property
     def harmful(self) -> bool:
-        """Is the candidate worse for sure?"""
-        return self.high < 0
+        """Is the candidate worse for sure? Never said of fewer than LEAST rows, where the bounds mean nothing yet."""
+        return self.n >= LEAST and self.high < 0
 
     def passes(self, within: float) -> bool:
-        """Is it, for sure, not worse than stable by more than `within`?"""
-        return self.low > -within
+        """Is it, for sure, not worse than stable by more than `within`, and does it answer?"""
+        return self.n >= LEAST and self.low > -within and self.failed <= FAILING * self.asked
 
     def __str__(self) -> str:
-        return f"{self.metric} {self.difference:+.4f} ({self.low:+.4f} to {self.high:+.4f}) on {self.n:,} labelled rows of both"
+        told = f"{self.metric} {self.difference:+.4f} ({self.low:+.4f} to {self.high:+.4f}) on {self.n:,} labelled rows of both"
+        return f"{told}; {self.failed:,} of {self.asked:,} rows failed" if self.failed else told
 
 
 def compare(objective: Objective, stable: Floats, candidate: Floats, label: Floats, *, alpha: float) -> Paired:

@@ -143,6 +143,8 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
             apart=data.get("apart", False),
             started=event.at,
         )
+    if not state.active:
+        return state  # what comes after the end was decided before it
     match event.type:
         case "RolloutStepped":
             begun = replace(state, step=data["step"], step_at=event.at, phase="progressing", cause="")
@@ -150,11 +152,13 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
         case "RolloutPassed":
             return replace(state, passed_at=event.at)
         case "HookCalled":
-            return replace(state, refused_at=event.at) if data["refused"] else state
+            asked = str(data.get("hook", "")).startswith(("confirm-", "pre-"))  # the others are only told
+            return replace(state, refused_at=event.at) if data["refused"] and asked else state
         case "RolloutPaused":
             return replace(state, phase="paused", cause=data.get("cause", ""))
         case "RolloutResumed":
-            return replace(state, phase="progressing", cause="")
+            # The step's time begins anew: what was spent in the pause proves nothing.
+            return replace(state, phase="progressing", cause="", step_at=event.at if state.step_at else None)
         case "RolloutHeld":
             return replace(state, phase="holding", cause=data["cause"])
         case "RolloutJudged":

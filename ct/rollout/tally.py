@@ -57,13 +57,21 @@ _Place = tuple[int, str]
 """The canary's weight, and the arm."""
 
 
+_Voice = tuple[int, str, _Place, tuple[bool, ...]]
+"""When a request was made, its id, its place, and whether it went badly, in the order of _BAD."""
+_BAD = {"total": ("errors", "slow"), "labelled": ("wrong",)}
+WINDOW_US = 600_000_000
+"""Ten minutes. A unit speaks once in each, so that harm that begins later is seen too."""
+
+
 @dataclass
 class Tally:
     """Counts by (canary weight, assigned arm), from `first_epoch` on.
 
     A canary that failed and fell back to stable counts as an error of the canary, to which the request had been assigned.
-    Requests that a header forced onto an arm do not count. See `wrong` for `objective`, `limit` and `cuts`. Each bad event is also counted
-    by unit: the first that a unit had of its kind, because the requests of one user, who stays on one arm, do not go badly independently.
+    Requests that a header forced onto an arm do not count. See `wrong` for `objective`, `limit` and `cuts`. The first request of a unit in
+    each window of WINDOW_US, and its first labelled one, speak for it in counts of their own: the requests of one user, who stays on one arm,
+    do not go badly independently.
     For the guards in `valued` only the first labelled row of each unit counts at all, for the same reason; and for the scores, which are
     extreme outside `middle` (None: nobody can say), only its first answer.
     """
@@ -79,7 +87,7 @@ class Tally:
     _open: dict[str, tuple[_Place, Mapping[str, Any]]] = field(default_factory=dict)
     _early: dict[str, float] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
-    _first: dict[tuple[str, str], tuple[int, str, _Place]] = field(default_factory=dict)
+    _first: dict[tuple[str, str, int], _Voice] = field(default_factory=dict)
     _worth: dict[tuple[str, str], tuple[int, str, _Place, float]] = field(default_factory=dict)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
@@ -102,8 +110,10 @@ class Tally:
                 slow=c.slow,
                 labelled=c.labelled,
                 wrong=c.wrong,
+                unit_total=c.units["total"],
                 unit_errors=c.units["errors"],
                 unit_slow=c.units["slow"],
+                unit_labelled=c.units["labelled"],
                 unit_wrong=c.units["wrong"],
                 losses=losses.get((weight, arm), ()),
             )
@@ -128,13 +138,11 @@ class Tally:
         }
         if self.valued:
             told["request"] = record.get("request") or {}
-        if record["error"]:
-            counts.errors += 1
-            self._bad("errors", place, told)
-        if record["latency_ms"] > self.slow_ms:
-            counts.slow += 1
-            self._bad("slow", place, told)
-        if record["error"]:
+        failed, slow = bool(record["error"]), bool(record["latency_ms"] > self.slow_ms)
+        counts.errors += failed
+        counts.slow += slow
+        self._speak("total", place, told, failed, slow)
+        if failed:
             return
         if self.middle is not None and record["score"] is not None:
             low, high = self.middle
@@ -160,8 +168,7 @@ class Tally:
             counts = self._cells[place]
             counts.labelled += 1
             counts.wrong += found
-            if found:
-                self._bad("wrong", place, told)
+            self._speak("labelled", place, told, found)
 
     def _take(self, name: str, place: _Place, told: Mapping[str, Any], loss: float) -> None:
         mark, new = (name, str(told.get("unit") or told["id"])), (int(told.get("t") or 0), str(told["id"]), place, loss)
@@ -179,14 +186,21 @@ class Tally:
             for place, by_name in found.items()
         }
 
-    def _bad(self, kind: str, place: _Place, told: Mapping[str, Any]) -> None:
-        """Count a bad event for its unit, unless an earlier request of that unit has gone badly the same way."""
-        mark = (kind, str(told.get("unit") or told["id"]))
-        new = (int(told.get("t") or 0), str(told["id"]), place)
+    def _speak(self, kind: str, place: _Place, told: Mapping[str, Any], *bad: bool) -> None:
+        """Count a row for its unit, unless an earlier one of the same window speaks for it."""
+        moment = int(told.get("t") or 0)
+        mark = (kind, str(told.get("unit") or told["id"]), moment // WINDOW_US)
+        new: _Voice = (moment, str(told["id"]), place, bad)
         known = self._first.get(mark)
         if known is not None and known[:2] <= new[:2]:
             return
         if known is not None:
-            self._cells[known[2]].units[kind] -= 1
+            self._count(kind, known, -1)
         self._first[mark] = new
-        self._cells[place].units[kind] += 1
+        self._count(kind, new, 1)
+
+    def _count(self, kind: str, voice: _Voice, by: int) -> None:
+        units = self._cells[voice[2]].units
+        units[kind] += by
+        for name, bad in zip(_BAD[kind], voice[3], strict=True):
+            units[name] += by * bad

@@ -27,8 +27,9 @@ SPLIT_FLOOR = 0.2
 class Cell:
     """Counts of one arm while the canary's share was `weight` (0 to 1).
 
-    `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`. The `unit_` counts are of units
-    (users): how many had their first error, slow or wrong answer here; None where requests are independent. `losses` has (metric, rows, sum of their losses from 0 to 1).
+    `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`. The `unit_` counts are the same
+    of the requests that speak for their unit (user), see `Tally`; None where requests are independent. `losses` has (metric, rows, sum of
+    their losses from 0 to 1).
     """
 
     weight: float
@@ -38,17 +39,19 @@ class Cell:
     slow: int = 0
     labelled: int = 0
     wrong: int = 0
-    unit_errors: int | None = None
-    unit_slow: int | None = None
-    unit_wrong: int | None = None
+    unit_total: int | None = None
+    unit_errors: int = 0
+    unit_slow: int = 0
+    unit_labelled: int = 0
+    unit_wrong: int = 0
     losses: tuple[tuple[str, int, float], ...] = ()
 
     def by_unit(self) -> Cell:
-        """The cell with each unit's bad events counted once, which is what evidence of harm rests on."""
-        counts = (self.errors, self.slow, self.wrong)
-        once = (self.unit_errors, self.unit_slow, self.unit_wrong)
-        errors, slow, wrong = (count if unit is None else unit for count, unit in zip(counts, once, strict=True))
-        return replace(self, errors=errors, slow=slow, wrong=wrong)
+        """The cell with only the requests that speak for their unit, which is what evidence of harm rests on."""
+        if self.unit_total is None:
+            return self
+        asked = replace(self, total=self.unit_total, errors=self.unit_errors, slow=self.unit_slow)
+        return replace(asked, labelled=self.unit_labelled, wrong=self.unit_wrong)
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,15 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
     if not lacking:
         return Verdict("promote", "every guard is inside its margin", evidence)
     if elapsed_s >= duration(part.deadline).total_seconds():
-        seen = any(cell.arm == "canary" and cell.total for cell in cells) or (paired is not None and paired.n > 0)
+        percent = plan.stages()[step].weights[0]
+        here = [cell for cell in cells if cell.arm == "canary" and abs(cell.weight - percent / 100) < 1e-9]
+        seen = any(cell.total > cell.errors for cell in here) or (paired is not None and paired.n > 0)
         return Verdict(_late(part, seen), f"not proven within {part.deadline}: {lacking}", evidence)
     return Verdict("continue", lacking, evidence)
 
 
 def _late(plan: Plan, seen: bool) -> Literal["hold", "promote", "abort"]:
-    """What a plan does at its deadline. One whose candidate answered nothing is never promoted."""
+    """What a plan does at its deadline. One whose candidate answered nothing at this step is never promoted."""
     if plan.at_deadline == "abort":
         return "abort"
     return "promote" if plan.at_deadline == "promote" and seen else "hold"

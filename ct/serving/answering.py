@@ -96,7 +96,7 @@ class Answering:
         else:
             columns = from_rows(rows, spec.request, times=(spec.time,))
             unit = unit or logged.keys(predictor, columns)[0]
-        off = bool(version) or (self.flags is not None and not self.flags.canary and not force)
+        off = bool(version) or (self.flags is not None and not self.flags.canary)
         where = Assignment(STABLE, forced=True) if off else assign(live.route, unit, force, _context(live, read, columns))
         slot, arm, error = self._choose(live, where, version)
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
@@ -134,9 +134,9 @@ class Answering:
         if len(waiting) == 1 and not self._writing:
             asyncio.get_running_loop().call_soon(self._turn, id(slot))
 
-    def _turn(self, name: int) -> None:
-        """Begin a pass with what waits for a slot. While records are being written more may come: they could not be written before anyway."""
-        if self._writing or name not in self._waiting:
+    def _turn(self, name: int, *, now: bool = False) -> None:
+        """Begin a pass with what waits for a slot. While records are being written more may come, until one writing has ended."""
+        if (self._writing and not now) or name not in self._waiting:
             return
         slot, waiting = self._waiting.pop(name)
         for at in range(0, len(waiting), INLINE_ROWS):
@@ -236,10 +236,12 @@ class Answering:
 
     def _written(self, written: Future[None], then: Callable[[BaseException | None], None]) -> None:
         self._writing -= 1
-        then(written.exception())
-        if not self._writing:
+        try:
+            then(written.exception())
+        finally:
+            # After each writing, not after all: others may write one after the other and never leave a gap.
             for name in list(self._waiting):
-                self._turn(name)
+                self._turn(name, now=True)
 
     def _late(self, written: Future[None]) -> None:
         if (error := written.exception()) is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import uvicorn
 
+from ct.errors import CtError
 from ct.governance import binds
 from ct.serving.replies import App
 from ct.settings import Settings
@@ -40,7 +41,7 @@ class Door:
                 continue
             try:
                 await self._serve(_listening(self._settings))
-            except (OSError, RuntimeError) as error:
+            except (OSError, RuntimeError, CtError) as error:
                 self._fault(f"door:{type(error).__name__}")
             if not self._closed:
                 await asyncio.sleep(AGAIN_SECONDS)

@@ -50,7 +50,7 @@ class Replica:
         )
         self.telemetry = Telemetry(endpoint)
         self._journal: Journal | None = None
-        self._pinned_epoch, self._flags_seen = 0, 0
+        self._pinned_epoch, self._flags_seen = 0, -1
         self._order: tuple[int, int, int] | None = None
         self._online = online.opened(settings)
         self._inbox = predictions.Inbox(settings.inbox, self.name)
@@ -221,7 +221,10 @@ class Replica:
         """Look for an order on this node's disk to stop candidates. It needs no database, no store and no thread."""
         while True:
             await asyncio.sleep(HEED_SECONDS)
-            self._heed()
+            try:
+                self._heed()
+            except Exception as error:  # the loop must outlive any fault: it is the last way to stop a candidate
+                self.telemetry.fault(type(error).__name__)
 
     def _heed(self) -> None:
         try:
@@ -237,8 +240,8 @@ class Replica:
         except CtError as error:  # half an order may have been meant to stop what runs
             self.telemetry.fault(type(error).__name__)
             self.slots.halt(self.slots.epoch)
-        else:
-            self.slots.halt(order.epoch if order else 0)
+            return  # it is read again at the next look
+        self.slots.halt(order.epoch if order else 0)
         self._order = seen
 
     async def check(self) -> None:

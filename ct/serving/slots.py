@@ -152,6 +152,8 @@ class Slots:
         """
         arm = Arm(version, manifest, app)
         if (found := self._held(arm)) is not None:
+            found.at = monotonic()  # it waits for its route anew, also where an earlier one named it
+            found.served = found.served and self._live is not None and any(found is slot for slot in self._live.slots)
             return found
         with self._loading:
             if (found := self._held(arm)) is not None:

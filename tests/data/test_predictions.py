@@ -217,3 +217,17 @@ def test_writers_killed_at_any_moment_lose_nothing_acknowledged(tmp_path: Path) 
     assert len(found) == len(set(found))
     assert acknowledged <= set(found)
     assert len(acknowledged) > 30
+
+
+def test_who_no_longer_waits_for_a_row_stops_neither_it_nor_the_writer(tmp_path: Path) -> None:
+    """A client that leaves cancels its wait. The writer went down with it, and nobody was answered any more."""
+    inbox = predictions.Inbox(tmp_path / "inbox", "r1")
+    waits = [inbox.submit([{"kind": "label", "id": f"l{at}"}]) for at in range(200)]
+    for at in range(0, 200, 2):
+        waits[at].cancel()
+    inbox.submit([{"kind": "label", "id": "last"}]).result(timeout=10)
+    inbox.close()
+    assert {record["id"] for record in predictions.read(tmp_path / "inbox", {})[0]} == {
+        "last",
+        *(f"l{at}" for at in range(200)),
+    }

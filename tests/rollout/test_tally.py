@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ct
 from ct.objectives import Objective
-from ct.rollout.tally import Tally, off, wrong
-from ct.rollout.verdict import Cell
+from ct.rollout.tally import WINDOW_US, Tally, off, wrong
+from ct.rollout.verdict import Cell, judge
 
 
 def prediction(key: str, **changed: Any) -> dict[str, Any]:
@@ -39,8 +41,20 @@ def test_counts_by_weight_and_assigned_arm() -> None:
         ]
     )
     assert tally.cells() == (
-        Cell(0.1, "canary", total=2, errors=1, slow=1, labelled=1, wrong=0, unit_errors=1, unit_slow=1, unit_wrong=0),
-        Cell(0.1, "stable", total=1, errors=0, slow=0, labelled=1, wrong=1, unit_errors=0, unit_slow=0, unit_wrong=1),
+        Cell(
+            0.1,
+            "canary",
+            total=2,
+            errors=1,
+            slow=1,
+            labelled=1,
+            wrong=0,
+            unit_total=2,
+            unit_errors=1,
+            unit_slow=1,
+            unit_labelled=1,
+        ),
+        Cell(0.1, "stable", total=1, errors=0, slow=0, labelled=1, wrong=1, unit_total=1, unit_labelled=1, unit_wrong=1),
     )
 
 
@@ -113,17 +127,32 @@ def test_labels_before_and_after_their_predictions_count_alike() -> None:
     assert (first.cells()[0].labelled, first.cells()[0].wrong) == (2, 1)
 
 
-def test_a_unit_s_bad_events_count_once_as_evidence_where_the_first_happened() -> None:
+def test_one_request_in_ten_minutes_speaks_for_its_unit() -> None:
     broken = [prediction(f"p{n}", unit="ann", error="boom", t=n, weight=1000 if n < 3 else 5000) for n in range(6)]
+    later = prediction("later", unit="ann", error="boom", t=WINDOW_US, weight=5000)
     tally = Tally(5, 10.0)
-    tally.add([*reversed(broken), prediction("q", unit="bob", error="boom", t=9, weight=5000)])
-    assert [(cell.weight, cell.errors, cell.unit_errors, cell.by_unit().errors) for cell in tally.cells()] == [
-        (0.1, 3, 1, 1),
-        (0.5, 4, 1, 1),
+    tally.add([*reversed(broken), prediction("q", unit="bob", t=9, weight=5000), later])
+    assert [(cell.weight, cell.total, cell.errors, cell.by_unit().total, cell.by_unit().errors) for cell in tally.cells()] == [
+        (0.1, 3, 3, 1, 1),
+        (0.5, 5, 4, 2, 1),
     ]
     anybody = Tally(5, 10.0)
     anybody.add([prediction(f"p{n}", error="boom", unit="") for n in range(4)])
     assert anybody.cells()[0].unit_errors == 4, "requests without a unit are each their own"
+
+
+def test_harm_to_users_who_ask_often_is_found() -> None:
+    """Each user is wrong now and then on stable too: who counts users that were ever wrong sees no difference between the arms."""
+    rng, tally = np.random.default_rng(3), Tally(5, 10.0)
+    for arm, wrong_share in (("stable", 0.2), ("canary", 0.8)):
+        rows = [
+            prediction(f"{arm}-{user}-{n}", unit=f"{arm}-{user}", assigned=arm, weight=5000, t=n * WINDOW_US // 10)
+            for user in range(100)
+            for n in range(50)
+        ]
+        tally.add([*rows, *(label(row["id"], float(rng.random() < wrong_share)) for row in rows)])
+    plan = ct.Canary(50, 100, guards=[ct.quality()])
+    assert judge(plan, tally.cells(), step=0, elapsed_s=1.0).decision == "roll_back"
 
 
 def test_a_binary_answer_is_wrong_by_its_own_version_s_threshold() -> None:

@@ -187,11 +187,11 @@ def test_stable_answers_for_a_canary_that_hangs_and_others_do_not_wait(
         begun = time.monotonic()
         await replica.predict([row(1)], force="always")
         let_go.set()
-        return answer, quick, time.monotonic() - begun < 0.3
+        return answer, quick, time.monotonic() - begun < 1.0
 
     answer, quick, opened = run(project, act)
     assert (answer.arm, answer.version) == ("stable", "v1")
-    assert quick < 0.3
+    assert quick < 1.0
     assert opened  # the circuit: nobody waits for it any more
     assert records(project)[1]["error"].startswith("Unavailable: candidate v2 took over")
 

