@@ -78,7 +78,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
 
 def test_a_candidate_that_cannot_be_loaded_costs_stable_nothing(alone: Alone) -> None:
     found = alone.found
-    arm = found.version("f17", 1.0)
+    arm = found.version("f17", 1.75)  # a graph that no other version has: it is spoiled below
     held = Path(found.artifacts.address(found.artifacts.manifest(arm.manifest)[files.ONNX]))
     held.write_bytes(b"no graph")
     with alone.clients(17) as clients:
