@@ -115,7 +115,7 @@ class Actor:
         if not (self.settings.ray_address or os.environ.get("RAY_ADDRESS")):
             address = local.start(self.settings)
             # Within this process, or of a head that was killed.
-            if self._inside or (ray.is_initialized() and ray.get_runtime_context().gcs_address != address):
+            if self._inside or (ray.is_initialized() and not local.joined(address)):
                 local.leave()
                 vars(self).pop("serving", None)
                 self._inside = False

@@ -82,13 +82,20 @@ def connect(settings: Settings) -> None:
 
     target = settings.ray_address or os.environ.get("RAY_ADDRESS")
     if ray.is_initialized():
-        if target or ray.get_runtime_context().gcs_address == (target := address(settings)) or not target:
+        if target or not (target := address(settings)) or joined(target):
             return
         leave()  # the head that this process knew is gone, and another one runs
     target = target or address(settings)
     if not target:
         raise Unavailable("no Ray cluster runs for this project", "a running head", "run `ct deploy`")
     ray.init(address=target, log_to_driver=False, logging_level=logging.ERROR, namespace="ct")
+
+
+def joined(address: str) -> bool:
+    """Is this process, which is connected, connected to that head? By the port, each head's alone: Ray names the host as it likes."""
+    import ray
+
+    return str(ray.get_runtime_context().gcs_address).rpartition(":")[2] == address.rpartition(":")[2]
 
 
 def leave() -> None:
