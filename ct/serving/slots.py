@@ -31,6 +31,7 @@ class Slot:
     """A loaded version. `in_flight` counts the requests that use it now; `served` says that a route has named it.
 
     `size` is its memory in bytes as measured when it was loaded, `app` the Serve application that holds it when this process does not.
+    `proven` are the passes that it has answered in time, one after the other.
     """
 
     manifest: str
@@ -41,6 +42,7 @@ class Slot:
     size: int = 0
     in_flight: int = 0
     served: bool = False
+    proven: int = 0
 
     @contextmanager
     def using(self) -> Iterator[Predictor]:

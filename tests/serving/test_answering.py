@@ -167,6 +167,35 @@ def test_a_shadow_that_hangs_is_dropped_and_counted_and_nobody_waits(project: Pr
     assert all(record["score"] is None and "Unavailable" in record["error"] for record in shadows)
 
 
+def test_a_proven_canary_goes_stable_s_way_so_that_it_is_not_measured_slower(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    route = project.first()
+    project.put(route.with_canary(project.version("v2"), weight=0))
+    score, fails, threads = Predictor.score, [False], list[bool]()
+
+    def told(self: Predictor, rows: Any, times: Any, history: Any) -> Any:
+        if self.version == "v2":
+            threads.append(threading.current_thread() is threading.main_thread())
+            if fails[0]:
+                raise RuntimeError("no")
+        return score(self, rows, times, history)
+
+    monkeypatch.setattr(Predictor, "score", told)
+
+    async def act(replica: Replica) -> None:
+        for at in range(answering.PROVEN + 2):
+            await replica.predict([row(at)], force="always")
+        fails[0] = True
+        await replica.predict([row(1)], force="always")
+        fails[0] = False
+        await replica.predict([row(1)], force="always")
+
+    run(project, act)
+    watched = answering.PROVEN
+    assert threads == [*[False] * watched, True, True, True, False], "watched, trusted, failed once, watched again"
+
+
 def test_stable_answers_for_a_canary_that_hangs_and_others_do_not_wait(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
