@@ -25,7 +25,7 @@ from ct.serving.answers import Answer
 from ct.serving.lanes import Lane
 from ct.serving.passes import Outcome, Request, Scored
 from ct.serving.router import STABLE, Assignment, assign
-from ct.serving.slots import Live, Slot, Slots
+from ct.serving.slots import PROVEN, Live, Slot, Slots
 from ct.serving.telemetry import Telemetry
 
 SHADOWS = 64
@@ -34,9 +34,6 @@ INLINE_ROWS = 32
 """So many rows are scored on the event loop in one go. Requests of more are scored in a thread, so that they do not hold up the others."""
 CANDIDATE_SECONDS, SHADOW_SECONDS = 1.0, 5.0
 """A candidate that takes longer has failed: stable answers. Every 1,000 rows of a request give a second more."""
-PROVEN = 20
-"""A candidate that has answered so many passes in time, one after the other, goes stable's way: beside it, in a thread of its own, it would be
-measured slower than it is. One that fails, or takes long, is watched again."""
 _THREADS = 4
 
 

@@ -22,6 +22,10 @@ STAGED_SECONDS = 900.0
 """How long a staged version waits for its route."""
 Fetch = Callable[[str], Mapping[str, bytes]]
 """The verified files of a manifest."""
+PROVEN = 20
+"""A candidate that has answered so many passes in time, one after the other, goes stable's way: beside it, in a thread of its own, it would be
+measured slower than it is. One that fails, or takes long, is watched, in a thread with a deadline, until it is proven again."""
+
 Reach = Callable[[str, Mapping[str, bytes]], Predictor]
 """The application of that name as what predicts for a version with these files."""
 
@@ -31,7 +35,7 @@ class Slot:
     """A loaded version. `in_flight` counts the requests that use it now; `served` says that a route has named it.
 
     `size` is its memory in bytes as measured when it was loaded, `app` the Serve application that holds it when this process does not.
-    `proven` are the passes that it has answered in time, one after the other.
+    `proven` are the passes that it has answered in time, one after the other; its golden rows count as enough.
     """
 
     manifest: str
@@ -42,7 +46,7 @@ class Slot:
     size: int = 0
     in_flight: int = 0
     served: bool = False
-    proven: int = 0
+    proven: int = PROVEN
 
     @contextmanager
     def using(self) -> Iterator[Predictor]:

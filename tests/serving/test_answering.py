@@ -184,16 +184,15 @@ def test_a_proven_canary_goes_stable_s_way_so_that_it_is_not_measured_slower(
     monkeypatch.setattr(Predictor, "score", told)
 
     async def act(replica: Replica) -> None:
-        for at in range(answering.PROVEN + 2):
-            await replica.predict([row(at)], force="always")
+        await replica.predict([row(1)], force="always")
         fails[0] = True
-        await replica.predict([row(1)], force="always")
+        await replica.predict([row(2)], force="always")
         fails[0] = False
-        await replica.predict([row(1)], force="always")
+        for at in range(answering.PROVEN + 1):
+            await replica.predict([row(at)], force="always")
 
     run(project, act)
-    watched = answering.PROVEN
-    assert threads == [*[False] * watched, True, True, True, False], "watched, trusted, failed once, watched again"
+    assert threads == [True, True, *[False] * answering.PROVEN, True], "trusted, failed once, watched, trusted again"
 
 
 def test_stable_answers_for_a_canary_that_hangs_and_others_do_not_wait(
@@ -205,6 +204,7 @@ def test_stable_answers_for_a_canary_that_hangs_and_others_do_not_wait(
     let_go = hang(monkeypatch, "v2")
 
     async def act(replica: Replica) -> tuple[Any, float, bool]:
+        replica.slots.loaded["v2"].proven = 0  # it has failed before
         late = asyncio.create_task(replica.predict([row(1)], force="always"))
         await asyncio.sleep(0)
         begun = time.monotonic()
