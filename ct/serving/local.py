@@ -118,6 +118,7 @@ def stop(settings: Settings) -> bool:
             _clear(settings)
         for path in (_note(settings), _token(settings)):
             path.unlink(missing_ok=True)
+        _forget_token(settings)
     return head is not None
 
 
@@ -279,10 +280,22 @@ def _token_environment(settings: Settings) -> dict[str, str]:
 def _use_token(settings: Settings) -> None:
     os.environ.pop("RAY_AUTH_TOKEN", None)
     os.environ.update(_token_environment(settings))
+    _read_token_anew()
+
+
+def _read_token_anew() -> None:
     raylet: Any = sys.modules.get("ray._raylet")
     if raylet is not None:  # Ray was imported before and has read its environment: let it read it again
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _forget_token(settings: Settings) -> None:
+    """A later cluster of this process is asked for another token than that of the head which has ended."""
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") == str(_token(settings)):
+        for name in _token_environment(settings):
+            os.environ.pop(name, None)
+        _read_token_anew()
 
 
 @contextmanager

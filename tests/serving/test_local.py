@@ -95,3 +95,14 @@ def test_the_program_in_haproxys_place_closes_two_pages_and_leaves_the_endpoint(
         "\ndefaults\n",
     ):
         assert line in template, "Serve's template has changed: see ct/serving/haproxy.py"
+
+
+def test_a_head_that_has_ended_leaves_its_token_to_nobody(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that goes on would show it to its next cluster, and find that its file is gone."""
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(project.settings.home / "ray.token"))
+    local.stop(project.settings)
+    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/elsewhere/token")
+    local.stop(project.settings)
+    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/elsewhere/token"
