@@ -146,7 +146,7 @@ class Answering:
         """Score requests of one slot. Stable's few rows are scored here; what is many, far or not yet trusted, beside the event loop."""
         work, rows = partial(passes.run, slot.predictor, requests, self._online), sum(len(request.rows) for request in requests)
         self.telemetry.batched(rows)
-        proven = slot.predictor.near and slot.predictor.steady and slot.proven >= PROVEN
+        proven = slot.predictor.near and not slot.predictor.own_code and slot.proven >= PROVEN
         trusted = slot is requests[0].live.stable or proven
         if trusted and slot.predictor.near and self._online.near and rows <= INLINE_ROWS:
             begun, outcomes = time.perf_counter(), work()

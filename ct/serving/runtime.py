@@ -91,9 +91,14 @@ class Predictor:
         return lookups_of(self.features)
 
     @cached_property
+    def own_code(self) -> bool:
+        """Does it run functions of the user's?"""
+        return any(needs_code(feature) for feature in self.spec.features)
+
+    @cached_property
     def steady(self) -> bool:
         """Has a row the same bits in any company? Measured once, on drawn rows; a user's own code is not asked. Only then rows are scored together."""
-        if any(needs_code(feature) for feature in self.spec.features):
+        if self.own_code:
             return False
         chance = np.random.default_rng(7)
         numeric = np.clip(chance.normal(size=(37, len(self.encoder.numeric_names))), -CLIP, CLIP).astype(np.float32)
