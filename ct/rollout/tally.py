@@ -120,11 +120,6 @@ class Tally:
             for (weight, arm), c in sorted(self._cells.items())
         )
 
-    def at(self, weight: int) -> int:
-        """Requests that the canary answered or failed at `weight`."""
-        counts = self._cells.get((weight, "canary"))
-        return counts.total if counts else 0
-
     def _prediction(self, record: Mapping[str, Any]) -> None:
         key = record["id"]
         if record["epoch"] < self.first_epoch or record.get("forced") or key in self._seen:

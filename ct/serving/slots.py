@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -47,15 +46,6 @@ class Slot:
     in_flight: int = 0
     served: bool = False
     proven: int = PROVEN
-
-    @contextmanager
-    def using(self) -> Iterator[Predictor]:
-        """Keep the slot loaded while a request uses it. Called on the replica's event loop only."""
-        self.in_flight += 1
-        try:
-            yield self.predictor
-        finally:
-            self.in_flight -= 1
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,12 @@ def test_upgrade_in_place_drains_what_is_in_flight(project: Project) -> None:
     first = routes.first("tiny", one)
     assert slots.activate(first) == 1
     old = slots.require().stable
-    with old.using():
-        slots.stage(two.version, two.manifest)
-        assert slots.activate(first.with_canary(two, weight=5000)) == 2
-        slots.activate(slots.require().route.promoted())
-        assert set(slots.loaded) == {"v1", "v2"}
+    old.in_flight += 1  # as a request does
+    slots.stage(two.version, two.manifest)
+    assert slots.activate(first.with_canary(two, weight=5000)) == 2
+    slots.activate(slots.require().route.promoted())
+    assert set(slots.loaded) == {"v1", "v2"}
+    old.in_flight -= 1
     slots.drain()
     assert set(slots.loaded) == {"v2"}
 
