@@ -291,7 +291,10 @@ def _read_token_anew() -> None:
 
 
 def _forget_token(settings: Settings) -> None:
-    """A later cluster of this process is asked for another token than that of the head which has ended."""
+    """A later cluster of this process is asked for another token than that of the head which has ended; one it is connected to keeps its own."""
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return
     if os.environ.get("RAY_AUTH_TOKEN_PATH") == str(_token(settings)):
         for name in _token_environment(settings):
             os.environ.pop(name, None)

@@ -9,6 +9,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -97,12 +98,37 @@ def test_the_program_in_haproxys_place_closes_two_pages_and_leaves_the_endpoint(
         assert line in template, "Serve's template has changed: see ct/serving/haproxy.py"
 
 
-def test_a_head_that_has_ended_leaves_its_token_to_nobody(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that goes on would show it to its next cluster, and find that its file is gone."""
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(project.settings.home / "ray.token"))
-    local.stop(project.settings)
-    assert not {"RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"} & set(os.environ)
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/elsewhere/token")
-    local.stop(project.settings)
-    assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/elsewhere/token"
+LEFT = """
+import os, sys
+from pathlib import Path
+import ray
+from ct import settings
+from ct.serving import local
+
+place = settings.load(Path(sys.argv[1]))
+theirs = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(place.home / "ray.token")}
+os.environ.update(theirs)
+local.stop(place)
+assert not set(theirs) & set(os.environ)
+os.environ["RAY_AUTH_TOKEN_PATH"] = "/elsewhere/token"
+local.stop(place)
+assert os.environ.pop("RAY_AUTH_TOKEN_PATH") == "/elsewhere/token"
+
+# A cluster inside this process: Ray makes a token of its own for it.
+ray.init(num_cpus=1, include_dashboard=False, object_store_memory=100_000_000, log_to_driver=False, _temp_dir=sys.argv[2])
+os.environ["RAY_AUTH_TOKEN_PATH"] = theirs["RAY_AUTH_TOKEN_PATH"]
+local.stop(place)
+print("answers", ray.get(ray.remote(lambda: 7).remote()))
+"""
+
+
+def test_a_head_that_has_ended_leaves_its_token_to_nobody(project: Project) -> None:
+    """A process that goes on would show it to its next cluster, and find its file gone. The cluster that it is connected to hears nothing."""
+    with tempfile.TemporaryDirectory(prefix="ct", dir="/tmp") as short:
+        command = [sys.executable, "-c", LEFT, str(project.settings.root), short]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=_untold())
+    assert "answers 7" in done.stdout, done.stderr[-2000:]
+
+
+def _untold() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
