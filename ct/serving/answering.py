@@ -23,17 +23,17 @@ from ct.features.transform import texts
 from ct.serving import logged, passes, veil
 from ct.serving.answers import Answer
 from ct.serving.lanes import Lane
-from ct.serving.passes import Outcome, Request, Scored
+from ct.serving.passes import INLINE_ROWS, Outcome, Request, Scored
 from ct.serving.router import STABLE, Assignment, assign
 from ct.serving.slots import PROVEN, Live, Slot, Slots
 from ct.serving.telemetry import Telemetry
 
 SHADOWS = 64
 """So many rows at once may wait for one shadow's scores; further ones are dropped and counted."""
-INLINE_ROWS = 32
-"""So many rows are scored on the event loop in one go. Requests of more are scored in a thread, so that they do not hold up the others."""
 CANDIDATE_SECONDS, SHADOW_SECONDS = 1.0, 5.0
 """A candidate that takes longer has failed: stable answers. Every 1,000 rows of a request give a second more."""
+FAR_SECONDS = 10.0
+"""So long a stable version that another application holds may take."""
 _THREADS = 4
 
 
@@ -157,11 +157,14 @@ class Answering:
         self._begin(self._beside(slot, requests, work, trusted))
 
     async def _beside(self, slot: Slot, requests: list[Request], work: Callable[[], list[Outcome]], trusted: bool) -> None:
+        seconds = CANDIDATE_SECONDS + sum(len(request.rows) for request in requests) / 1000
         try:
-            if trusted:
+            if not slot.predictor.near:  # awaited: a thread that waits for this loop may be the one that the loop needs
+                far = FAR_SECONDS if trusted else seconds
+                outcomes = await passes.ask(slot.predictor, requests, self._online, far)
+            elif trusted:
                 outcomes = await asyncio.to_thread(work)
             else:
-                seconds = CANDIDATE_SECONDS + sum(len(request.rows) for request in requests) / 1000
                 outcomes = await self._lane(slot, "candidate", INLINE_ROWS).call(work, seconds)
         except Exception as error:
             outcomes = [passes.said(error)] * len(requests)
@@ -314,8 +317,11 @@ class Answering:
         begun, requests = time.perf_counter(), [request for request, _ in pairs]
         outcomes: list[Outcome]
         try:
-            work = partial(passes.run, slot.predictor, requests, self._online)
-            outcomes = list(await self._lane(slot, "shadow", SHADOWS).call(work, SHADOW_SECONDS))
+            if slot.predictor.near:
+                work = partial(passes.run, slot.predictor, requests, self._online)
+                outcomes = list(await self._lane(slot, "shadow", SHADOWS).call(work, SHADOW_SECONDS))
+            else:
+                outcomes = await passes.ask(slot.predictor, requests, self._online, SHADOW_SECONDS)
         except Exception as error:
             outcomes = [passes.said(error)] * len(pairs)
         finally:

@@ -8,15 +8,16 @@ from __future__ import annotations
 import asyncio
 import resource
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.serve.exceptions import BackPressureError
 
 from ct import settings
 from ct.errors import Unavailable
@@ -27,13 +28,15 @@ from ct.registry import files, pinned
 from ct.registry.files import ModelSpec
 from ct.registry.routes import Arm
 from ct.roles import Columns, History, Lookup
-from ct.serving.passes import said
+from ct.serving.lanes import Lane
+from ct.serving.passes import Failed, said
 from ct.serving.runtime import Predictor
 from ct.store.artifacts import Artifacts
 from ct.store.signing import Keys
 
-AT_ONCE, WAITING = 16, 64
-"""Calls that one process of an application works on at once, and that each replica of the endpoint lets wait for one."""
+AT_ONCE, WAITING = 16, 256
+"""Calls that one process of an application works on at once, and that each replica of the endpoint lets wait for one: as many as it may have in
+work itself, for as stable such a version answers them all."""
 ASK_SECONDS = 5.0
 CHECK_SECONDS = 5.0
 START_SECONDS = 120.0
@@ -49,23 +52,32 @@ def app_name(endpoint: str, version: str) -> str:
 
 
 class Remote:
-    """A Serve application that scores, as one replica of the endpoint sees it. `loop` is that replica's event loop; others call from threads.
+    """A Serve application that scores, as one replica of the endpoint sees it. All is done on that replica's event loop.
 
     `lookups` are the histories that its version reads.
     """
 
-    def __init__(self, app: str, loop: asyncio.AbstractEventLoop, lookups: Sequence[Lookup] = ()) -> None:
-        self._app, self._loop, self.lookups = app, loop, tuple(lookups)
+    def __init__(self, app: str, lookups: Sequence[Lookup] = ()) -> None:
+        self._app, self.lookups = app, tuple(lookups)
         self._handle: Any = None
+        self._finding: asyncio.Task[Any] | None = None
+        # Serve's controller is asked for a handle, which blocks: in a thread that nothing else needs.
+        self._lane = Lane(f"handle of {app}", threads=1, waiting=1)
         self._waiting = 0
 
     async def score(
         self, columns: Columns, times: NDArray[np.int64], history: History
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """Scores [n] or [n, k] and feature columns, as `Predictor.score`. Raises Unavailable when it does not answer in time or is full."""
+        """Scores [n] or [n, k] and feature columns, as `Predictor.score`.
+
+        Raises Unavailable when it does not answer in time or is full, Failed with what the version itself fails with.
+        """
         # A history is bound to its store; what it found travels.
         found = [history.spans(columns, times, lookup) for lookup in self.lookups]
-        scores, features = await self._ask("score", dict(columns), times, found)
+        answer = await self._ask("score", dict(columns), times, found)
+        if isinstance(answer, str):
+            raise Failed(answer)
+        scores, features = answer
         return scores, features
 
     async def facts(self) -> dict[str, Any]:
@@ -73,34 +85,45 @@ class Remote:
         found: dict[str, Any] = await self._ask("facts")
         return found
 
-    def wait(self, asked: Coroutine[Any, Any, Any], seconds: float) -> Any:
-        """The result of a question, for a thread. Raises what it raises."""
-        return asyncio.run_coroutine_threadsafe(asked, self._loop).result(seconds + 1.0)
-
     async def _ask(self, method: str, *args: Any) -> Any:
         if self._waiting >= WAITING:
             raise Unavailable(
                 f"{WAITING} calls wait for {self._app}", "one that ends", "see why it is slow; give it more replicas"
             )
         self._waiting += 1
-        response = None
+        handle = response = None
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                if self._handle is None:
-                    self._handle = await asyncio.to_thread(serve.get_app_handle, self._app)
-                response = getattr(self._handle, method).remote(*args)
-                return await response
+                handle = self._handle or await self._found()
+                response = getattr(handle, method).remote(*args)
+                answer = await response
+                response = None
+                return answer
         except TimeoutError:
-            if response is not None:
-                response.cancel()
             raise Unavailable(
                 f"{self._app} took over {ASK_SECONDS:g} s", "an answer by then", "see its log and its replicas"
             ) from None
         except Exception as error:
-            self._handle = None  # Serve's handles to an application that was deleted stay dead
+            # Serve's handles to an application that was deleted stay dead.
+            if self._handle is handle and not isinstance(error, BackPressureError):
+                self._handle = None
             raise Unavailable(f"{self._app}: {said(error)}", "an application that answers", "see its log") from None
         finally:
             self._waiting -= 1
+            if response is not None:  # nobody waits for it any more
+                response.cancel()
+
+    async def _found(self) -> Any:
+        """A handle; who asks while another asks shares what it gets."""
+        if self._finding is None:
+            self._finding = asyncio.create_task(self._lane.call(partial(serve.get_app_handle, self._app), ASK_SECONDS))
+            self._finding.add_done_callback(self._keep)
+        return await asyncio.shield(self._finding)
+
+    def _keep(self, finding: asyncio.Task[Any]) -> None:
+        self._finding = None
+        if not finding.cancelled() and finding.exception() is None:
+            self._handle = finding.result()
 
 
 @dataclass(frozen=True)
@@ -118,8 +141,8 @@ class RemotePredictor(Predictor):
         spec = ModelSpec.from_bytes(made[files.SPEC])
         # A user's own functions, which are not loaded here, read no history.
         features = tuple(from_spec(feature) for feature in spec.features if not needs_code(feature))
-        remote = Remote(app, loop, lookups_of(features))
-        facts = remote.wait(remote.facts(), ASK_SECONDS)
+        remote = Remote(app, lookups_of(features))
+        facts = asyncio.run_coroutine_threadsafe(remote.facts(), loop).result(ASK_SECONDS + 1.0)
         if facts["version"] != spec.version:
             raise Unavailable(f"{app} holds {facts['version']}", f"it to hold {spec.version}", "remove it and deploy it anew")
         return RemotePredictor(
@@ -137,12 +160,11 @@ class RemotePredictor(Predictor):
         """As the application found."""
         return self.alike
 
-    def score(
+    async def ask(
         self, rows: Columns, times: NDArray[np.int64], history: History
     ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """As `Remote.score`, called from a thread."""
-        scores, features = self.remote.wait(self.remote.score(rows, times, history), ASK_SECONDS)
-        return scores, features
+        """See `Remote.score`."""
+        return await self.remote.score(rows, times, history)
 
 
 class ArmArgs(BaseModel):
@@ -183,9 +205,13 @@ class ArmReplica:
 
     async def score(
         self, rows: dict[str, NDArray[Any]], times: NDArray[np.int64], found: Sequence[Spans]
-    ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
-        """See `Predictor.score`; `found` are the spans of each of its lookups."""
-        return await asyncio.to_thread(self._predictor.score, rows, times, Found(self._predictor.lookups, found))
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]] | str:
+        """See `Predictor.score`; `found` are the spans of each of its lookups. What it fails with is told in the log's words: an exception of
+        the version's own would need its code where it arrives."""
+        try:
+            return await asyncio.to_thread(self._predictor.score, rows, times, Found(self._predictor.lookups, found))
+        except Exception as error:
+            return said(error)
 
     async def facts(self) -> dict[str, Any]:
         """The version's name, and whether rows may be scored together."""

@@ -1,6 +1,7 @@
 """One pass over requests that wait for the same slot: columns, history, features and scores for all their rows at once.
 
-A pass gives each request what it would have got alone: a fault makes it go request by request. Knows no event loop.
+A pass gives each request what it would have got alone: a fault makes it go request by request. `run` is for a version in this process and
+knows no event loop; `ask` is for one that another application holds, and no thread waits for it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from numpy.typing import NDArray
 from ct.data.columns import column_of, from_row, from_rows
 from ct.errors import Unavailable
 from ct.features.online import OnlineStore
-from ct.roles import Columns
+from ct.roles import Columns, History
 from ct.serving.answers import Answer
 from ct.serving.router import Assignment
 from ct.serving.runtime import Predictor
@@ -55,6 +57,8 @@ class Scored:
     read: Sequence[Mapping[str, Any]] | None
 
 
+INLINE_ROWS = 32
+"""So many rows are read and scored on the event loop in one go. More are a thread's work, so that they do not hold up other requests."""
 Outcome = tuple[Scored, int] | str | Exception
 """A pass and the place of the request's first row in it; what the version failed with; or what is no fault of the version."""
 
@@ -79,9 +83,49 @@ def run(predictor: Predictor, requests: Sequence[Request], store: OnlineStore) -
         return [said(error)]
 
 
+async def ask(predictor: Predictor, requests: Sequence[Request], store: OnlineStore, seconds: float) -> list[Outcome]:
+    """The outcome of each request, as `run` tells it, after `seconds` at most. Called on the event loop that `Predictor.ask` belongs to."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await _asked(predictor, requests, store)
+    except TimeoutError:
+        return [f"Unavailable: {predictor.version} took over {seconds:g} s"] * len(requests)
+
+
+async def _asked(predictor: Predictor, requests: Sequence[Request], store: OnlineStore) -> list[Outcome]:
+    fault: Outcome
+    try:
+        read = partial(_looked_up, predictor, requests, store)
+        quick = store.near and sum(len(request.rows) for request in requests) <= INLINE_ROWS
+        given, rows, history = read() if quick else await asyncio.to_thread(read)
+        times = rows[predictor.spec.time]
+        try:
+            scores, features = await predictor.ask(rows, times, history)
+        except Unavailable as error:  # nobody's row is to blame, and alone none would fare better
+            return [said(error)] * len(requests)
+        scored = _whole(Scored(rows, times, features, scores, given))
+        return [(scored, at) for at in range(len(requests))]
+    except _Elsewhere as error:
+        fault = error.fault
+    except Exception as error:
+        fault = said(error)
+    if len(requests) == 1:
+        return [fault]
+    alone = await asyncio.gather(*(_asked(predictor, [request], store) for request in requests))
+    return [outcome for some in alone for outcome in some]
+
+
+class Failed(Exception):
+    """What a version that runs elsewhere failed with there, as the log keeps it."""
+
+
 def said(error: Exception) -> str:
     """An error as the log keeps it."""
-    return f"{type(error).__name__}: {error}"[:200]
+    return str(error) if isinstance(error, Failed) else f"{type(error).__name__}: {error}"[:200]
+
+
+_Known = tuple[Sequence[Mapping[str, Any]] | None, Columns, History]
+"""Rows where each was read alone, their columns, and what is known of them."""
 
 
 class _Elsewhere(Exception):
@@ -110,6 +154,18 @@ def _given(predictor: Predictor, request: Request) -> list[Mapping[str, Any]] | 
 
 
 def _score(predictor: Predictor, given: Sequence[Mapping[str, Any]] | Columns, store: OnlineStore) -> Scored:
+    read, rows, history = _known(predictor, given, store)
+    times = rows[predictor.spec.time]
+    scores, features = predictor.score(rows, times, history)
+    return _whole(Scored(rows, times, features, scores, read))
+
+
+def _looked_up(predictor: Predictor, requests: Sequence[Request], store: OnlineStore) -> _Known:
+    one = len(requests) == 1
+    return _known(predictor, _given(predictor, requests[0]) if one else [_read(predictor, each) for each in requests], store)
+
+
+def _known(predictor: Predictor, given: Sequence[Mapping[str, Any]] | Columns, store: OnlineStore) -> _Known:
     read = None if isinstance(given, Mapping) else given
     rows = (
         given
@@ -117,11 +173,12 @@ def _score(predictor: Predictor, given: Sequence[Mapping[str, Any]] | Columns, s
         else {name: column_of([row[name] for row in given], kind) for name, kind in predictor.spec.request.items()}
     )
     try:
-        history = store.history(rows, predictor.lookups)
+        return read, rows, store.history(rows, predictor.lookups)
     except Exception as error:
         raise _Elsewhere(error) from error
-    times = rows[predictor.spec.time]
-    scores, features = predictor.score(rows, times, history)
-    if not np.isfinite(scores).all():
+
+
+def _whole(scored: Scored) -> Scored:
+    if not np.isfinite(scored.scores).all():
         raise Unavailable("the model gave a score that is no number", "finite scores", "roll the version back")
-    return Scored(rows, times, features, scores, read)
+    return scored

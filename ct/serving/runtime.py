@@ -1,4 +1,7 @@
-"""A verified set of model files as something that predicts, on ONNX Runtime. Knows nothing of routes or HTTP."""
+"""A verified set of model files as something that predicts: on ONNX Runtime, on torch, or as machine code. Knows nothing of routes or HTTP.
+
+Torch is loaded only where it runs a version.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from ct.errors import Corrupt
+from ct.errors import Corrupt, CtError, Unavailable
 from ct.features.declare import from_spec, needs_code, own_features
 from ct.features.encode import CLIP, Encoder
 from ct.features.kinds.own import Own
@@ -31,12 +34,36 @@ TOLERANCE = 1e-5
 """How far golden rows may be off, in the size of the scores (objectives.Calibration.gap)."""
 LARGE_BYTES = 32 << 20
 """A graph of so many bytes is parted in another process before it is loaded, see `_parted`."""
+ONNX, TORCH, AOT = "onnx", "torch", "aot"
+ORDER = {ONNX: (ONNX, TORCH), TORCH: (TORCH, ONNX), AOT: (AOT, TORCH, ONNX)}
+"""Of each runtime that can be asked for, itself and what stands in for it, in order."""
 _CHUNK = 65_536
 _PART = """
 import sys, onnx
 model = onnx.load_model_from_string(sys.stdin.buffer.read())
 onnx.save_model(model, sys.argv[1], save_as_external_data=True, all_tensors_to_one_file=True, location="weights", size_threshold=1024)
 """
+
+
+class Engine(Protocol):
+    """What computes scores. Safe for several threads."""
+
+    @property
+    def name(self) -> str:
+        """The runtime: one of ORDER."""
+        ...
+
+    def run(self, numeric: NDArray[np.float32], category: NDArray[np.int64]) -> NDArray[Any]:
+        """Scores [n] or [n, k] of numeric [n, F] and category [n, C]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which runtime is asked for, and the folder on this node's disk where machine code is kept (none: there can be none)."""
+
+    runtime: str = ONNX
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -46,26 +73,33 @@ class Predictor:
     spec: ModelSpec
     features: tuple[Feature, ...]
     encoder: Encoder
-    session: onnxruntime.InferenceSession | None
+    engine: Engine | None
     golden: Mapping[str, Any] = field(repr=False, compare=False)
+    instead: str = ""
+    """Why it runs on another runtime than was asked for; "" when it does not."""
 
     near: ClassVar[bool] = True
     """Does it run in this process?"""
 
     @staticmethod
-    def load(made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict) -> Predictor:
+    def load(
+        made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict, wanted: Wanted = Wanted()
+    ) -> Predictor:
         """The predictor of a version's files, its golden rows checked. Raises Corrupt when they come out differently.
 
         `made` must be verified, or just made: a user's own feature functions come from its archive of code, which is run, and only for
-        a version that has some. `code` gives functions at hand, which serve where they have the very same source.
+        a version that has some; so does a user's own module where torch runs it. `code` gives functions at hand, which serve where they
+        have the very same source. It runs on the `wanted` runtime, or on what stands in for it where that cannot hold the version.
         """
         spec = ModelSpec.from_bytes(made[files.SPEC])
+        engine, instead = engine_of(made, spec, wanted)
         predictor = Predictor(
             spec=spec,
             features=features_of(spec, made[files.CODE], code),
             encoder=Encoder.from_json(made[files.ENCODER]),
-            session=_session(made[files.ONNX]),
+            engine=engine,
             golden=json.loads(made[files.GOLDEN]),
+            instead=instead,
         )
         predictor.check()
         return predictor
@@ -90,10 +124,17 @@ class Predictor:
         """The histories that the features read, each once."""
         return lookups_of(self.features)
 
+    @property
+    def runtime(self) -> str:
+        """What runs it: one of ORDER."""
+        assert self.engine is not None, "it runs here"
+        return self.engine.name
+
     @cached_property
     def own_code(self) -> bool:
-        """Does it run functions of the user's?"""
-        return any(needs_code(feature) for feature in self.spec.features)
+        """Does it run functions of the user's, or torch a module of the user's? A graph and machine code are none."""
+        own = any("ready" not in part for part in self.spec.model.get("parts", ()))
+        return any(needs_code(feature) for feature in self.spec.features) or (own and self.runtime == TORCH)
 
     @cached_property
     def steady(self) -> bool:
@@ -132,16 +173,15 @@ class Predictor:
         columns = self.transform(rows, times, history)
         return self.score_features(columns), columns
 
-    def _run(self, numeric: NDArray[np.float32], category: NDArray[np.int64]) -> NDArray[Any]:
-        given: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category}
-        assert self.session is not None, "it runs here"
-        scores: NDArray[Any] = self.session.run(["score"], {name: given[name] for name in self._names})[0]
-        return scores
+    async def ask(
+        self, rows: Columns, times: NDArray[np.int64], history: History
+    ) -> tuple[NDArray[np.float64], dict[str, NDArray[Any]]]:
+        """As `score`, awaited: for a version that runs elsewhere (not `near`). Raises Unavailable where it does not answer."""
+        return self.score(rows, times, history)
 
-    @cached_property
-    def _names(self) -> tuple[str, ...]:
-        assert self.session is not None, "it runs here"
-        return tuple(node.name for node in self.session.get_inputs())
+    def _run(self, numeric: NDArray[np.float32], category: NDArray[np.int64]) -> NDArray[Any]:
+        assert self.engine is not None, "it runs here"
+        return self.engine.run(numeric, category)
 
     def check(self, rows: int | None = None) -> None:
         """Score the golden rows, or the first few. Raises Corrupt when they come out differently than at training."""
@@ -178,6 +218,63 @@ def features_of(spec: ModelSpec, archive: bytes, code: Callable[[], Mapping[str,
         line = loaded(archive)
         given = {**given, **(own_features(line.features) if line else {})}
         return tuple(from_spec(feature, given) for feature in spec.features)
+
+
+def engine_of(made: Mapping[str, bytes], spec: ModelSpec, wanted: Wanted) -> tuple[Engine, str]:
+    """What runs a version: the wanted runtime, or the first that can hold it of those that stand in for it, and then why.
+
+    Raises Corrupt when none can, with what the first one said.
+    """
+    makers: dict[str, Callable[[], Engine]] = {
+        ONNX: lambda: _onnx(made, spec),
+        TORCH: lambda: _eager(made),
+        AOT: lambda: _compiled(made, wanted.folder),
+    }
+    faults: list[tuple[str, CtError]] = []
+    for name in ORDER[wanted.runtime]:
+        try:
+            return makers[name](), "; ".join(f"{runtime}: {fault.found}" for runtime, fault in faults)
+        except (Corrupt, Unavailable) as error:
+            faults.append((name, error))
+    first = next((fault for name, fault in faults if name == ONNX), faults[0][1])
+    raise Corrupt("; ".join(fault.found for _, fault in faults), first.expected, first.remedy) from None
+
+
+def _onnx(made: Mapping[str, bytes], spec: ModelSpec) -> Engine:
+    if files.ONNX not in made:
+        raise Corrupt(f"there is no graph: {spec.graph or 'the files hold none'}", "an ONNX graph", "export the version again")
+    session = _session(made[files.ONNX])
+    return _Graph(session, tuple(node.name for node in session.get_inputs()))
+
+
+def _eager(made: Mapping[str, bytes]) -> Engine:
+    if not made[files.WEIGHTS] or not ModelSpec.from_bytes(made[files.SPEC]).model:
+        raise Corrupt("the spec does not say how the module is built", "a recipe and weights", "train again")
+    from ct.models.restoring import Eager, restored
+
+    return Eager(restored(made))
+
+
+def _compiled(made: Mapping[str, bytes], folder: Path | None) -> Engine:
+    if folder is None:
+        raise Unavailable("machine code can be kept nowhere here", "a folder on this node's disk", "name one")
+    from ct.serving import compiled
+
+    return compiled.engine(made, folder)
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """An ONNX graph as ONNX Runtime runs it, on one thread."""
+
+    session: onnxruntime.InferenceSession
+    names: tuple[str, ...]
+    name: str = ONNX
+
+    def run(self, numeric: NDArray[np.float32], category: NDArray[np.int64]) -> NDArray[Any]:
+        given: dict[str, NDArray[Any]] = {"numeric": numeric, "category": category}
+        scores: NDArray[Any] = self.session.run(["score"], {name: given[name] for name in self.names})[0]
+        return scores
 
 
 def _session(graph: bytes) -> onnxruntime.InferenceSession:
