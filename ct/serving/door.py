@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -24,12 +25,20 @@ KEEP_ALIVE_SECONDS = 90
 DRAIN_SECONDS = 5
 
 
+class _Server(uvicorn.Server):
+    """It hears no signals: they are the process's, which is Ray's to stop. Uvicorn's own would stand in the place of Ray's handlers."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 class Door:
     """The listener at `settings.direct_port`. It opens when `ready` says so, and again when it broke; `fault` is told why it could not."""
 
     def __init__(self, app: App, settings: Settings, *, ready: Callable[[], bool], fault: Callable[[str], None]) -> None:
         self._app, self._settings, self._ready, self._fault = app, settings, ready, fault
-        self._server: uvicorn.Server | None = None
+        self._server: _Server | None = None
         self._closed = False
         self._served = asyncio.Event()
 
@@ -61,7 +70,7 @@ class Door:
             timeout_graceful_shutdown=DRAIN_SECONDS,
             **options,
         )
-        self._server, self._served = uvicorn.Server(config), asyncio.Event()
+        self._server, self._served = _Server(config), asyncio.Event()
         try:
             await self._server.serve(sockets=[listening])
         finally:

@@ -1,4 +1,4 @@
-"""The actor's refusals that need no cluster."""
+"""The actor's refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def act(tmp_path: Path) -> Actor:
     return Actor(pipeline.load(str(folder / "pipeline.py")), settings.load(folder), actor="ann")
 
 
-def test_a_run_of_a_pipeline_that_has_changed_since_is_ended_not_bent(act: Actor) -> None:
+def test_a_run_of_a_pipeline_that_has_changed_since_is_ended_not_bent(act: Actor, ray_local: None) -> None:
     act.ingest("orders", project.shard_path(act.settings.root, 0))
     run = act.start_run("by hand")
     changed = Actor(act.pipeline.replace(holdout="4d"), act.settings)

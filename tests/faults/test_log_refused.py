@@ -90,7 +90,7 @@ def test_a_segment_that_could_not_be_named_does_not_stop_the_next(tmp_path: Path
 
 
 def test_a_request_whose_row_could_not_be_logged_is_not_answered_as_if(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "serving"))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "serving"))
     tiny: Any = importlib.import_module("tiny")
     from ct import settings
     from ct.store.artifacts import Artifacts

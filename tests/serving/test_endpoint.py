@@ -248,7 +248,9 @@ def test_shadow_scores_are_logged_beside_the_answers(project: Project) -> None:
     async def act(made: Client, _: Replica) -> dict[str, Any]:
         body = (await made.post("/predict", json=ROW)).json()
         await made.post("/predict", json=ROW, headers={"x-canary": "always"})
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(30):
+            while not records(project, "shadow"):
+                await asyncio.sleep(0.02)
         return dict(body)
 
     body = run(project, act)

@@ -130,7 +130,7 @@ def test_a_shadow_leaves_whole_records(project: Project, objective: Objective) -
 
     async def act(made: Client) -> None:
         await made.post("/predict", json=ROW)
-        for _ in range(100):
+        for _ in range(1_500):
             if logged(project, "shadow"):
                 return
             await asyncio.sleep(0.02)

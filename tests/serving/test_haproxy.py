@@ -22,10 +22,10 @@ BODY = head("/predict", "content-length: 2", "x-request-id: r-1") + b"{}"
 
 @pytest.fixture
 def before(tmp_path: Path) -> Iterator[int]:
-    """The port of a HAProxy before one replica that takes 0.5 s for an answer; three may be in work."""
+    """The port of a HAProxy before one replica that takes 1 s for an answer; three may be in work."""
 
     async def slow(scope: Any, receive: Any, send: Any) -> None:
-        await asyncio.sleep(0.5 if scope["method"] == "POST" else 0)
+        await asyncio.sleep(1.0 if scope["method"] == "POST" else 0)
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         await send({"type": "http.response.body", "body": b"{}"})
 
@@ -39,7 +39,7 @@ def before(tmp_path: Path) -> Iterator[int]:
         program = haproxy.write(tmp_path / "program", most=3)
         running = subprocess.Popen([program, "-db", "-f", config])
         try:
-            until = time.monotonic() + 10
+            until = time.monotonic() + 30
             while time.monotonic() < until:
                 try:
                     ask(port, head("/healthz", method="GET"))
@@ -73,7 +73,7 @@ def test_an_overload_is_refused_before_it_reaches_a_replica(before: int) -> None
     assert status(ask(before, head("/healthz", method="GET"))) == 200
     for thread in ten:
         thread.join()
-    refused = [said for code, took, said in found if code == 503 and took < 0.45]
+    refused = [said for code, took, said in found if code == 503 and took < 0.9]
     assert sorted(code for code, _, _ in found) == [200] * 3 + [503] * 7
     assert len(refused) == 7
     said, body = refused[0].split(b"\r\n\r\n")

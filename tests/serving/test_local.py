@@ -126,7 +126,9 @@ def test_a_head_that_has_ended_leaves_its_token_to_nobody(project: Project) -> N
     """A process that goes on would show it to its next cluster, and find its file gone. The cluster that it is connected to hears nothing."""
     with tempfile.TemporaryDirectory(prefix="ct", dir="/tmp") as short:
         command = [sys.executable, "-c", LEFT, str(project.settings.root), short]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=_untold())
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=120, env=_untold() | {"HOME": short}
+        )
     assert "answers 7" in done.stdout, done.stderr[-2000:]
 
 

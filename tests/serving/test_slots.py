@@ -155,7 +155,7 @@ def test_loading_holds_up_neither_what_is_loaded_nor_a_change_of_the_route(proje
     slots.stage("v1", one.manifest)
     loading = threading.Thread(target=slots.stage, args=("v2", two.manifest))
     loading.start()
-    assert begun.wait(10)
+    assert begun.wait(30)
     slots.stage("v1", one.manifest)
     assert slots.activate(routes.first("tiny", one)) == 1
     go.set()

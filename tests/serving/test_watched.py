@@ -233,13 +233,13 @@ def test_a_hung_replica_is_told_and_not_waited_for(served: Served) -> None:
         assert len(series(text, "ct_requests_total")) == 1
     finally:
         os.kill(victim, signal.SIGCONT)
-    wait(lambda: len(up(served.scrape())) == 2, 20)
+    wait(lambda: len(up(served.scrape())) == 2, 60)
 
 
 def test_a_killed_replica_is_told_as_down_and_its_successor_counts_anew(served: Served) -> None:
     before = up(served.scrape())
     os.kill(replicas(served.place)[0], signal.SIGKILL)
-    wait(lambda: 0 in series(served.scrape(seconds=4), "ct_replica_up").values(), 20)
+    wait(lambda: 0 in series(served.scrape(seconds=4), "ct_replica_up").values(), 60)
     wait(lambda: len(up(served.scrape(seconds=4))) == 2, 60)
     text = served.scrape()
     (new,) = up(text) - before
