@@ -36,7 +36,10 @@ Record = dict[str, Any]
 Cursor = dict[str, int]
 """How many bytes of each segment have been read."""
 
-SLOW_SECONDS, _AGAIN_SECONDS = 0.0005, 2.0
+SLOW_SECONDS = 0.001
+"""A disk whose fsync takes longer, on a running mean, is waited for by the thread alone."""
+_NEW = 1 / 16
+"""The weight of the newest fsync in that mean: one hiccup of 15 ms is enough to be careful for a while."""
 _FRAME = struct.Struct("<II")
 _MAX_RECORD = 1 << 26
 _SEGMENT_BYTES = 1 << 26
@@ -75,7 +78,7 @@ class Inbox:
         self._folder, self._replica, self._limit = folder, replica, segment_bytes
         self._queue: queue.SimpleQueue[tuple[bytes, Future[None]] | None] = queue.SimpleQueue()
         self._number, self._handle, self._size = 0, -1, 0
-        self._writing, self._slow_until = threading.Lock(), 0.0
+        self._writing, self._pace = threading.Lock(), 0.0
         self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
         self._thread.start()
 
@@ -86,12 +89,8 @@ class Inbox:
         return done
 
     def keep(self, records: Sequence[Mapping[str, Any]]) -> Future[None]:
-        """`submit`, but written by the caller itself while nobody else writes and the disk is quick: that saves two changes of thread.
-
-        A disk that once kept the caller for over SLOW_SECONDS is left to the thread for a while.
-        """
-        begun = time.monotonic()
-        if begun < self._slow_until or self._handle < 0 or self._size >= self._limit or not self._queue.empty():
+        """`submit`, but written by the caller itself while nobody else writes and the disk is quick: that saves two changes of thread."""
+        if self._pace > SLOW_SECONDS or self._handle < 0 or self._size >= self._limit or not self._queue.empty():
             return self.submit(records)
         if not self._writing.acquire(blocking=False):
             return self.submit(records)
@@ -100,9 +99,6 @@ class Inbox:
             self._write([(b"".join(map(_frame, records)), done)])
         finally:
             self._writing.release()
-        ended = time.monotonic()
-        if ended - begun > SLOW_SECONDS:
-            self._slow_until = ended + _AGAIN_SECONDS
         return done
 
     def close(self) -> None:
@@ -134,7 +130,9 @@ class Inbox:
             written = 0
             while written < len(data):
                 written += os.write(self._handle, data[written:])
+            begun = time.monotonic()
             os.fsync(self._handle)
+            self._pace += (time.monotonic() - begun - self._pace) * _NEW
             self._size += len(data)
             failure = None
         except OSError as error:

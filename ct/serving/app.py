@@ -16,7 +16,7 @@ from ct import settings
 from ct.errors import Unavailable
 from ct.governance import binds
 from ct.registry.routes import Route
-from ct.serving import paths
+from ct.serving import paths, straight
 from ct.serving.access import Access, Gate, hosts
 from ct.serving.door import Door
 from ct.serving.endpoint import Endpoint
@@ -53,6 +53,7 @@ class AppArgs(BaseModel):
     online_url: str | None = None
     max_body_bytes: int | None = None
     max_rows: int | None = None
+    runtime: str | None = None
     direct_port: int | None = None
     host: str | None = None
     hosts: tuple[str, ...] | None = None
@@ -88,6 +89,7 @@ class EndpointReplica(Inference):
         telemetry.in_work = lambda: limits.in_work
         if self._replica.settings.direct_port:
             self._door = Door(limits, self._replica.settings, ready=self._ready, fault=telemetry.fault)
+        straight.hold(limits)
         return limits
 
     async def stage(self, version: str, manifest: str, app: str = "") -> str:

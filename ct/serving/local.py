@@ -28,7 +28,7 @@ from typing import Any
 from ct.errors import Unavailable
 from ct.governance import binds, secretfiles
 from ct.ids import sha256
-from ct.serving import haproxy
+from ct.serving import haproxy, straight
 from ct.settings import Settings
 from ct.store.signing import without_key
 
@@ -98,6 +98,11 @@ def joined(address: str) -> bool:
     return str(ray.get_runtime_context().gcs_address).rpartition(":")[2] == address.rpartition(":")[2]
 
 
+def _connected() -> bool:
+    ray: Any = sys.modules.get("ray")
+    return ray is not None and bool(ray.is_initialized())
+
+
 def leave() -> None:
     """Part this process from its cluster, which may be dead, so that it can connect to another."""
     import ray
@@ -108,10 +113,15 @@ def leave() -> None:
 
 
 def stop(settings: Settings) -> bool:
-    """End the head, everything that runs under it, and its folder. Returns False when there was none."""
+    """End the head, everything that runs under it, and its folder; a process connected to it parts from it. Returns False when there was none.
+
+    Another cluster that this process is connected to is none of ours, and goes on.
+    """
     with _alone(settings):
         head = _running(settings)
         if head is not None:
+            if _connected() and joined(head.address):
+                leave()
             _end(head)
             shutil.rmtree(head.folder, ignore_errors=True)
         else:
@@ -138,7 +148,7 @@ def free_port() -> int:
 def environment(folder: Path, environ: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     """What a head's processes need for quick serving: throughput flags, and HAProxy where its wheel is installed and `environ` does not forbid it."""
     proxy = folder / "proxy"
-    flags = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    flags = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0", straight.VARIABLE: straight.PATH}
     # Serve gives a dead proxy up after three checks; at its own pace, one in ten seconds, nobody is answered for half a minute.
     flags["RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S"] = "1"
     if not haproxy.used(environ):  # there is no such wheel for macOS: Serve's own proxy then, several times slower
@@ -292,8 +302,7 @@ def _read_token_anew() -> None:
 
 def _forget_token(settings: Settings) -> None:
     """A later cluster of this process is asked for another token than that of the head which has ended; one it is connected to keeps its own."""
-    ray: Any = sys.modules.get("ray")
-    if ray is not None and ray.is_initialized():
+    if _connected():
         return
     if os.environ.get("RAY_AUTH_TOKEN_PATH") == str(_token(settings)):
         for name in _token_environment(settings):
