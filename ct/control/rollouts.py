@@ -52,7 +52,7 @@ def start(act: Actor, version: Version, *others: Version, apart: bool = False) -
         version=version.name,
         baseline=route.stable.version,
         first_epoch=route.epoch + 1,
-        slow_ms=slow_limit(act, route.stable.version),
+        slow_ms=slow_limits(act, route.stable.version),
         limit=off_limit(act, route.stable.version),
         others=tuple(names[1:]),
         apart=apart,
@@ -110,19 +110,22 @@ def hold(act: Actor, rollout: Rollout, cause: str) -> str:
     return f"{rollout.version} holds: {cause}"
 
 
-def slow_limit(act: Actor, stable: str) -> float:
-    """The latency (ms) that most of stable's earlier answers stayed under, most being the latency guard's quantile.
+def slow_limits(act: Actor, stable: str) -> dict[str, float]:
+    """For each quantile that is guarded (p99 where none is) the latency in ms that so many of stable's earlier answers stayed under.
 
     A default when stable has not answered 100 times.
     """
-    named = [guard.quantile for guard in act.pipeline.rollout.guards if isinstance(guard, Latency)]
-    quantile = QUANTILES[named[0]] if named else QUANTILES["p99"]
+    guarded = [name for guard in act.pipeline.rollout.guards if isinstance(guard, Latency) for name in guard.quantiles]
     times = sorted(
         record["latency_ms"]
         for record in predictions.everything(act.settings)
         if record["kind"] == "prediction" and record["version"] == stable and not record["error"]
     )
-    return float(times[int(len(times) * quantile)]) if len(times) >= 100 else DEFAULT_SLOW_MS
+    known = len(times) >= LEARNED_FROM
+    return {
+        name: float(times[int(len(times) * QUANTILES[name])]) if known else DEFAULT_SLOW_MS
+        for name in dict.fromkeys(guarded or ["p99"])
+    }
 
 
 def off_limit(act: Actor, stable: str) -> float | None:

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from ct.control import hooking, rollouts
 from ct.data import labels, predictions
-from ct.ids import describe
 from ct.registry import pinned, routes
 from ct.registry.routes import Route
 from ct.rollout import state, verdict
 from ct.rollout.guards import Business, Scores, middle
+from ct.rollout.look import look
 from ct.rollout.paired import Paired, compare
 from ct.rollout.state import Rollout
-from ct.rollout.steps import paced, pairs
+from ct.rollout.steps import paced
 from ct.rollout.tally import Tally
 from ct.rollout.verdict import Verdict
 
@@ -64,7 +64,7 @@ class Judging:
     def __init__(self, act: Actor) -> None:
         self._act = act
         self._rollout = ""
-        self._tally = Tally(0, 0.0)
+        self._tally = Tally(0, {})
         self._cursor: Any = None
 
     def turn(self) -> str:
@@ -87,12 +87,7 @@ class Judging:
         waits = rollout.refused_at and self._since(rollout.refused_at) < HOOK_SECONDS and found.decision == "promote"
         if waits or found.decision == "continue" or (found.decision == "hold" and rollout.phase == "holding"):
             return ""
-        said = {
-            "decision": found.decision,
-            "cause": found.cause,
-            "evidence": describe(found.evidence),
-            "paired": describe(found.paired) if found.paired else None,
-        }
+        said = found.recorded()
         if not self._stands(rollout, route):
             return ""
         state.note(act.journal, name, rollout.id, "RolloutJudged", said)
@@ -128,14 +123,8 @@ class Judging:
         """The verdict on the candidate; of several the worst one, each with its part of the error that is allowed."""
         plan = self._act.pipeline.rollout
         paired = self._paired(rollout) if route.shadow else None
-        elapsed, apart = (
-            self._since(rollout.step_at or rollout.started),
-            pairs(plan.stages()[rollout.step], self._tally.cells()),
-        )
-        alpha = verdict.ALPHA / len(apart)
-        found = [
-            verdict.judge(plan, cells, step=rollout.step, elapsed_s=elapsed, alpha=alpha, paired=paired) for cells in apart
-        ]
+        elapsed = self._since(rollout.step_at or rollout.started)
+        found = look(plan, self._tally, step=rollout.step, elapsed_s=elapsed, paired=paired)
         order = ("roll_back", "abort", "hold", "continue", "promote")
         return min(found, key=lambda item: order.index(item.decision))
 
@@ -178,11 +167,15 @@ class Judging:
     def _read(self, rollout: Rollout) -> None:
         if self._rollout != rollout.id:
             label = self._act.pipeline.label
-            cuts = {arm.version: rollouts.spec_of(self._act, arm).threshold for arm in self._act.route().arms}
+            specs = {arm.version: rollouts.spec_of(self._act, arm) for arm in self._act.route().arms}
+            cuts = {version: spec.threshold for version, spec in specs.items()}
+            # Only what every arm's answers tell: else one arm alone would have requests in the segment.
+            told = self._act.pipeline.segments
+            segments = tuple(name for name in told if all(name in spec.segments for spec in specs.values()))
             guards = self._act.pipeline.rollout.guards
             valued = tuple(guard for guard in guards if isinstance(guard, Business))
             between = middle(self._earlier(rollout)) if any(isinstance(guard, Scores) for guard in guards) else None
-            tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued, between)
+            tally = Tally(rollout.first_epoch, rollout.slow_ms, label.objective, rollout.limit, cuts, valued, between, segments)
             tally.add(predictions.committed(self._act.settings, first_epoch=rollout.first_epoch))
             # Only now: a store that failed above is asked again at the next look.
             self._rollout, self._tally, self._cursor = rollout.id, tally, None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -152,9 +152,15 @@ def running_mean(parts: ArrayLike, *, alpha: float, planned: int = 1000) -> Inte
 
 
 @cache
-def _grid() -> tuple[float, ...]:
+def _grid() -> Floats:
     """Log rate ratios that a harm is looked for at, 1.1 to 55 times."""
-    return tuple(float(d) for d in np.geomspace(0.1, 4.0, 16))
+    return np.geomspace(0.1, 4.0, 16)
+
+
+@lru_cache(maxsize=4096)
+def _price(null: float) -> Floats:
+    """What a bad event costs each bet where it is the canary's with probability `null`."""
+    return np.log1p(null * np.expm1(_grid()))
 
 
 def worse_arm(levels: Iterable[tuple[float, float, float]], ratio: float = 1.0) -> float:
@@ -167,22 +173,29 @@ def worse_arm(levels: Iterable[tuple[float, float, float]], ratio: float = 1.0) 
     these too: with D = 1 - w + w*exp(d), both (exp(d)/D)^l and D^-l are convex in the loss l, so a loss in between bets less than its chord.
     At w = 0 or 1 there is nothing to compare and the factor is 1.
     """
-    wealth = np.zeros(len(_grid()))
-    d = np.array(_grid())
+    wealth, ours = np.zeros(len(_grid())), 0.0
     for weight, bad, canary in levels:
         null = weight * ratio / (weight * ratio + 1 - weight)
         if bad and 0 < null < 1:
-            wealth += d * canary - bad * np.log1p(null * np.expm1(d))
-    return _mean_exp(wealth)
+            wealth -= bad * _price(null)
+            ours += canary
+    return _mean_exp(wealth + _grid() * ours)
+
+
+@lru_cache(maxsize=256)
+def _higher(rate: float) -> tuple[Floats, Floats]:
+    """For rates above `rate`: the log likelihood ratio of a bad request, and of a good one."""
+    higher = rate * np.exp(_grid())
+    higher = higher[higher < 1] if (higher < 1).any() else np.array([(1 + rate) / 2])
+    return np.log(higher / rate), np.log((1 - higher) / (1 - rate))
 
 
 def above_rate(rate: float, total: int, bad: float) -> float:
     """Evidence that bad events come with a probability above `rate`, from `bad` of `total`: a mixture of likelihood ratios."""
     if not 0 < rate < 1 or not total:
         return 1.0
-    higher = rate * np.exp(_grid())
-    higher = higher[higher < 1] if (higher < 1).any() else np.array([(1 + rate) / 2])
-    return _mean_exp(bad * np.log(higher / rate) + (total - bad) * np.log((1 - higher) / (1 - rate)))
+    of_bad, of_good = _higher(rate)
+    return _mean_exp(bad * of_bad + (total - bad) * of_good)
 
 
 def uneven_split(levels: Iterable[tuple[float, int, int]], strength: float = 20.0) -> float:
@@ -197,7 +210,63 @@ def uneven_split(levels: Iterable[tuple[float, int, int]], strength: float = 20.
         a, b = strength * weight, strength * (1 - weight)
         mixture = _log_beta(a + canary, b + requests - canary) - _log_beta(a, b)
         total += mixture - canary * math.log(weight) - (requests - canary) * math.log1p(-weight)
-    return _mean_exp(np.array([total]))
+    return math.exp(min(total, math.log(E_MAX)))
+
+
+def rejected(e_values: Sequence[float], alpha: float) -> tuple[int, ...]:
+    """The places of the hypotheses that e-BH rejects (Wang and Ramdas, arXiv:2009.02824), the largest e-value first.
+
+    Of those rejected a share of `alpha` at most is true, in expectation and whatever hangs together: with K hypotheses, the k largest e-values go
+    as long as the k-th is at least K / (alpha * k).
+    """
+    order = sorted(range(len(e_values)), key=lambda place: -e_values[place])
+    passed = [k for k, place in enumerate(order, 1) if alpha * k * e_values[place] >= len(order)]
+    return tuple(order[: passed[-1]]) if passed else ()
+
+
+def effect(weight: ArrayLike, treated: ArrayLike, value: ArrayLike, *, alpha: float) -> Interval:
+    """By how much the mean of a value from 0 to 1 differs where `treated`, with bounds that hold at every n at once, together but for `alpha`.
+
+    Rows [n] in the order in which they came; `weight` is each one's chance of being treated, drawn for itself. The estimate and the bounds
+    are about z = (A/w - (1-A)/(1-w)) * (value - c), whose mean is the difference whatever c, here the mean of the values before; so a base
+    that moves over the day does no harm. The bounds are the hedged capital of Waudby-Smith and Ramdas (arXiv:2010.09686, predictable
+    plug-in bets of theorem 3), each cut to half of what its own z could lose, so that a weight may change. Rows of weight 0 or 1 tell nothing.
+    """
+    w, a, x = (np.asarray(part, np.float64) for part in (weight, treated, value))
+    told = (w > 0) & (w < 1)
+    w, a, x = w[told], a[told], x[told]
+    n = len(x)
+    if not n:
+        return Interval(0.0, -1.0, 1.0)
+    count = np.arange(1, n + 1)
+    centre = (np.concatenate([[0.0], np.cumsum(x)[:-1]]) + 0.5) / count
+    z = np.where(a > 0, (x - centre) / w, -(x - centre) / (1 - w))
+    least = np.maximum(centre / w, (1 - centre) / (1 - w))  # z >= -least
+    most = np.maximum((1 - centre) / w, centre / (1 - w))  # z <= most
+    mean = np.cumsum(z) / count
+    spread = (0.25 / (w[0] * (1 - w[0])) + np.concatenate([[0.0], np.cumsum(np.square(z - mean))[:-1]])) / count
+    bet = np.sqrt(2 * math.log(2 / alpha) / (spread * count * np.log(count + 1)))
+
+    def above(difference: float) -> bool:
+        """Is the mean of z surely above it?"""
+        cut = np.minimum(bet, 0.5 / np.maximum(least + difference, _SMALLEST))
+        return float(np.log1p(cut * (z - difference)).sum()) >= math.log(2 / alpha)
+
+    def below(difference: float) -> bool:
+        cut = np.minimum(bet, 0.5 / np.maximum(most - difference, _SMALLEST))
+        return float(np.log1p(-cut * (z - difference)).sum()) >= math.log(2 / alpha)
+
+    return Interval(float(np.clip(mean[-1], -1.0, 1.0)), _edge(above, -1.0, 1.0), _edge(below, 1.0, -1.0))
+
+
+def _edge(excluded: Callable[[float], bool], outer: float, inner: float) -> float:
+    """The last excluded point on the way from `outer` to `inner`; `outer` where even that is not excluded."""
+    if not excluded(outer):
+        return outer
+    for _ in range(30):
+        middle = (outer + inner) / 2
+        outer, inner = (middle, inner) if excluded(middle) else (outer, middle)
+    return outer
 
 
 def _log_beta(a: float, b: float) -> float:
@@ -206,5 +275,5 @@ def _log_beta(a: float, b: float) -> float:
 
 def _mean_exp(logs: Floats) -> float:
     top = float(logs.max())
-    log_mean = top + math.log(float(np.exp(logs - top).mean()))
+    log_mean = top + math.log(float(np.exp(logs - top).sum()) / len(logs))
     return math.exp(min(log_mean, math.log(E_MAX)))

@@ -87,16 +87,25 @@ class ErrorRate:
 
 @dataclass(frozen=True)
 class Latency:
-    """Slow requests: those above stable's earlier `quantile`. Harmful is a canary that is slow over `factor` times as often as stable."""
+    """Slow requests: those above stable's earlier `quantiles`. Harmful is a canary that is slow over `factor` times as often as stable.
 
-    quantile: str = "p99"
+    Several quantiles are judged each on its own (see `each`), and together by the mean of their e-values, which is an e-value too.
+    """
+
+    quantiles: tuple[str, ...] = ("p99",)
     factor: float = 1.5
 
     def metric(self) -> str:
-        return f"latency_{self.quantile}"
+        return "_".join(("latency", *self.quantiles))
 
-    def events(self, cell: Cell) -> tuple[int, int]:
-        return cell.total, cell.slow
+    def each(self) -> tuple[Latency, ...]:
+        """A guard for each quantile."""
+        return tuple(Latency((quantile,), self.factor) for quantile in self.quantiles)
+
+    def events(self, cell: Cell) -> tuple[int, float]:
+        """A request above some of the limits went badly in part."""
+        slow = sum(cell.slow.get(quantile, 0) for quantile in self.quantiles)
+        return cell.total, slow / len(self.quantiles)
 
     def ratio(self, stable: float) -> float:
         return self.factor
@@ -105,7 +114,8 @@ class Latency:
         return None
 
     def allowed(self, stable: float) -> float:
-        return min(1.0, self.factor * max(stable, 1 - QUANTILES[self.quantile]) + NOISE)
+        usual = sum(1 - QUANTILES[quantile] for quantile in self.quantiles) / len(self.quantiles)
+        return min(1.0, self.factor * max(stable, usual) + NOISE)
 
     def needed(self) -> int:
         return 0
@@ -114,12 +124,19 @@ class Latency:
         return False
 
     def validate(self) -> list[str]:
-        faults = []
-        if self.quantile not in QUANTILES:
-            faults.append(f"latency({self.quantile!r}), expected one of {list(QUANTILES)}")
+        if not self.quantiles or len(set(self.quantiles)) < len(self.quantiles) or not set(self.quantiles) <= set(QUANTILES):
+            return [f"latency{self.quantiles!r}, expected some of {list(QUANTILES)}, each once"]
         if not is_number(self.factor, 1, 1000, low_included=True):
-            faults.append(f"latency(factor={self.factor!r}), expected a number from 1 to 1000")
-        return faults
+            return [f"latency(factor={self.factor!r}), expected a number from 1 to 1000"]
+        lowest = min(self.quantiles, key=QUANTILES.__getitem__)
+        most = 1 / (1 - QUANTILES[lowest])
+        told = f"latency({lowest!r}, factor={self.factor!r}) can never be harmful: {1 - QUANTILES[lowest]:.0%} of stable's answers are"
+        return [] if self.factor < most - 1e-9 else [f"{told} above it, expected a factor below {most:g}"]
+
+
+def apart(guard: Guard) -> tuple[Guard, ...]:
+    """The guards that `guard` consists of: a latency guard's quantiles; any other is itself."""
+    return guard.each() if isinstance(guard, Latency) else (guard,)
 
 
 @dataclass(frozen=True)
@@ -295,9 +312,9 @@ def error_rate(max: float = 0.01) -> ErrorRate:
     return ErrorRate(max)
 
 
-def latency(quantile: str = "p99", factor: float = 1.5) -> Latency:
-    """Guard against slow requests: above stable's earlier `quantile` at most `factor` times as often as stable."""
-    return Latency(quantile, factor)
+def latency(*quantiles: str, factor: float = 1.5) -> Latency:
+    """Guard against slow requests: above each of stable's earlier `quantiles` ("p99" by default) at most `factor` times as often as stable."""
+    return Latency(quantiles or ("p99",), factor)
 
 
 def quality(margin: float = 0.05, min_labels: int = 50, limit: float | None = None) -> Quality:

@@ -15,6 +15,7 @@ MANUAL = "manual"
 OVERRIDES = ("always", "never")
 MOST_ARMS = 20
 AtDeadline = Literal["hold", "abort", "promote"]
+HarmedSegment = Literal["report", "hold"]
 Segments = tuple[tuple[str, tuple[str, ...]], ...]
 
 
@@ -98,6 +99,7 @@ class Terms(TypedDict, total=False):
     deadline: str
     at_deadline: AtDeadline
     min_time: str
+    harmed_segment: HarmedSegment
     only: Mapping[str, Sequence[str]]
     without: Mapping[str, Sequence[str]]
     override: Sequence[str]
@@ -110,6 +112,7 @@ class _Told:
     deadline: str
     at_deadline: AtDeadline
     min_time: str
+    harmed_segment: HarmedSegment
     only: Segments
     without: Segments
     override: tuple[str, ...]
@@ -117,7 +120,8 @@ class _Told:
     def _tell(self, terms: Terms, **fields: object) -> None:
         if unknown := sorted(set(terms) - set(Terms.__annotations__)):
             raise TypeError(f"{type(self).__name__} got {unknown}, expected among {sorted(Terms.__annotations__)}")
-        known: dict[str, object] = {"min_requests": 200, "deadline": "1h", "at_deadline": "hold", "min_time": "", **terms}
+        usual = {"min_requests": 200, "deadline": "1h", "at_deadline": "hold", "min_time": "", "harmed_segment": "report"}
+        known: dict[str, object] = {**usual, **terms}
         known |= {"guards": tuple(terms.get("guards", ())), "override": _tuple(terms.get("override", OVERRIDES))}
         known |= {"only": _segments(terms.get("only", {})), "without": _segments(terms.get("without", {}))}
         for name, value in {**known, **fields}.items():
@@ -266,7 +270,7 @@ class Then(_Told):
         self._tell(Terms(), parts=parts)
         last = parts[-1] if parts else self
         guards = tuple(dict.fromkeys(guard for part in parts for guard in getattr(part, "guards", ())))
-        for name in ("min_requests", "deadline", "at_deadline", "min_time", "only", "without", "override"):
+        for name in ("min_requests", "deadline", "at_deadline", "min_time", "harmed_segment", "only", "without", "override"):
             object.__setattr__(self, name, getattr(last, name, None))
         object.__setattr__(self, "guards", guards)
 
@@ -330,6 +334,9 @@ def _faults(plan: Plan, shares: bool = True, *, least: int = 1) -> list[str]:
         faults.append(f"min_time={plan.min_time!r} is longer than deadline={plan.deadline!r}")
     if plan.at_deadline not in ("hold", "abort", "promote"):
         faults.append(f"at_deadline={plan.at_deadline!r}, expected 'hold', 'abort' or 'promote'")
+    harmed = getattr(plan, "harmed_segment", "report")
+    if harmed not in ("report", "hold"):
+        faults.append(f"harmed_segment={harmed!r}, expected 'report' or 'hold'")
     if unknown := [value for value in plan.override if value not in OVERRIDES]:
         faults.append(f"override={unknown!r}, expected among {list(OVERRIDES)}")
     for name, segments in (("only", plan.only), ("without", plan.without)):

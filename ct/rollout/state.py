@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 from ct.errors import Conflict, NotFound
+from ct.rollout.guards import QUANTILES
 from ct.store.journal import Event, Journal, New
 
 
@@ -15,7 +17,7 @@ class Rollout:
     """One rollout. `phase` is "progressing", "paused", "holding" or "ended"; `outcome` is "", "promoted", "rolled_back" or "aborted".
 
     `first_epoch` is the route's epoch at the start; only predictions from then on count in the verdict.
-    `slow_ms` is the latency limit learned from stable before the start, `limit` how far off a number may be before it is wrong.
+    `slow_ms` has the latency limit of each quantile, learned from stable before the start, `limit` how far off a number may be before it is wrong.
     `others` are the candidates after the first; `apart` says that they run in applications of their own. `passed_at` is when the step was
     first proven, `refused_at` when a hook last refused, `stage` what the step is: "", "shadow" or "bake".
     """
@@ -24,7 +26,7 @@ class Rollout:
     version: str
     baseline: str
     first_epoch: int
-    slow_ms: float
+    slow_ms: Mapping[str, float]
     started: datetime
     step: int = -1
     phase: str = "progressing"
@@ -33,6 +35,9 @@ class Rollout:
     step_at: datetime | None = None
     ended: datetime | None = None
     evidence: tuple[dict[str, Any], ...] = ()
+    split: Mapping[str, Any] | None = None
+    segments: Mapping[str, Any] | None = None
+    gains: tuple[dict[str, Any], ...] = ()
     limit: float | None = None
     others: tuple[str, ...] = ()
     apart: bool = False
@@ -96,7 +101,7 @@ def start(
     version: str,
     baseline: str,
     first_epoch: int,
-    slow_ms: float,
+    slow_ms: Mapping[str, float],
     limit: float | None = None,
     others: tuple[str, ...] = (),
     apart: bool = False,
@@ -114,7 +119,7 @@ def start(
         "version": version,
         "baseline": baseline,
         "first_epoch": first_epoch,
-        "slow_ms": slow_ms,
+        "slow_ms": dict(slow_ms),
         "limit": limit,
     }
     data |= {"others": list(others), "apart": apart}
@@ -137,7 +142,7 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
             version=data["version"],
             baseline=data["baseline"],
             first_epoch=data["first_epoch"],
-            slow_ms=data["slow_ms"],
+            slow_ms=_limits(data["slow_ms"]),
             limit=data.get("limit"),
             others=tuple(data.get("others", ())),
             apart=data.get("apart", False),
@@ -164,8 +169,14 @@ def _step(state: Rollout | None, event: Event) -> Rollout:
         case "RolloutJudged":
             # What holds it stays told, whatever is seen meanwhile.
             cause = state.cause if state.phase == "holding" else data["cause"]
-            return replace(state, evidence=tuple(data["evidence"]), cause=cause)
+            seen = {name: data.get(name) for name in ("split", "segments")}
+            return replace(state, evidence=tuple(data["evidence"]), cause=cause, gains=tuple(data.get("gains", ())), **seen)
         case "RolloutEnded":
             return replace(state, phase="ended", outcome=data["outcome"], cause=data["cause"], ended=event.at)
         case _:
             return state
+
+
+def _limits(told: float | Mapping[str, float]) -> Mapping[str, float]:
+    """The limit of each quantile; a journal of an earlier release has one for all."""
+    return dict(told) if isinstance(told, Mapping) else dict.fromkeys(QUANTILES, told)

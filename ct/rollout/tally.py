@@ -1,13 +1,13 @@
-"""Counts what a verdict needs from the prediction log's records. A fold: the same records give the same counts, in any split."""
+"""Counts what a verdict needs from the prediction log's records, whole and by segment. A fold: the same records give the same counts, in any split."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ct.data.counting import MISSING
 from ct.objectives import BINARY, Objective
 from ct.registry.routes import WHOLE
 from ct.rollout.guards import Business, Scores
@@ -43,52 +43,83 @@ def wrong(
     return None if limit is None else off(objective, record, label) > limit
 
 
-@dataclass
-class _Counts:
-    total: int = 0
-    errors: int = 0
-    slow: int = 0
-    labelled: int = 0
-    wrong: int = 0
-    units: Counter[str] = field(default_factory=Counter)
-
-
-_Place = tuple[int, str]
-"""The canary's weight, and the arm."""
-
-
-_Voice = tuple[int, str, _Place, tuple[bool, ...]]
-"""When a request was made, its id, its place, and whether it went badly, in the order of _BAD."""
-_BAD = {"total": ("errors", "slow"), "labelled": ("wrong",)}
+_Place = tuple[int, str, str, str]
+"""The canary's weight, the arm, and a segment with its value; both are empty for all requests."""
+_Order = tuple[int, str]
+"""A moment in microseconds, and the id of the request."""
+_Voice = tuple[_Order, tuple[_Place, ...], tuple[str, ...]]
+"""When a request was made, its places, and the counts that it raises."""
+_SLOW = "slow "
+_PARTS = 10**9
+"""Losses are added up as whole numbers of this part, so that the order in which they came leaves no trace."""
 WINDOW_US = 600_000_000
 """Ten minutes. A unit speaks once in each, so that harm that begins later is seen too."""
 
 
 @dataclass
+class _Counts:
+    """What is counted of every request, and of those that speak for their unit."""
+
+    every: Counter[str] = field(default_factory=Counter)
+    units: Counter[str] = field(default_factory=Counter)
+    valued: Counter[str] = field(default_factory=Counter)
+    lost: Counter[str] = field(default_factory=Counter)
+
+    def losses(self) -> tuple[tuple[str, int, float], ...]:
+        return tuple((name, rows, self.lost[name] / _PARTS) for name, rows in sorted(self.valued.items()) if rows)
+
+
+@dataclass
+class _Run:
+    """An arm's failures after its last success, by unit."""
+
+    succeeded: _Order = (-1, "")
+    failed: dict[str, _Order] = field(default_factory=dict)
+
+    def add(self, unit: str, at: _Order, failed: bool) -> None:
+        if failed and at > self.succeeded:
+            self.failed[unit] = max(at, self.failed.get(unit, at))
+        elif not failed and at > self.succeeded:
+            self.succeeded = at
+            self.failed = {name: when for name, when in self.failed.items() if when > at}
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A labelled row: the canary's weight in 10,000, the arm, and the part of the range that was lost, 0 to 1."""
+
+    weight: int
+    arm: str
+    loss: float
+
+
+@dataclass
 class Tally:
-    """Counts by (canary weight, assigned arm), from `first_epoch` on.
+    """Counts by (canary weight, assigned arm), from `first_epoch` on, and of each of `segments` by its value as well.
 
     A canary that failed and fell back to stable counts as an error of the canary, to which the request had been assigned.
-    Requests that a header forced onto an arm do not count. See `wrong` for `objective`, `limit` and `cuts`. The first request of a unit in
-    each window of WINDOW_US, and its first labelled one, speak for it in counts of their own: the requests of one user, who stays on one arm,
-    do not go badly independently.
-    For the guards in `valued` only the first labelled row of each unit counts at all, for the same reason; and for the scores, which are
-    extreme outside `middle` (None: nobody can say), only its first answer.
+    Requests that a header forced onto an arm do not count. `slow_ms` has the limit of each quantile that is watched. See `wrong` for
+    `objective`, `limit` and `cuts`. The first request of a unit in each window of WINDOW_US, and its first labelled one, speak for it in
+    counts of their own, in the segments that they belong to: the requests of one user, who stays on one arm, do not go badly independently.
+    For the guards in `valued` only the row of each unit whose label came first counts at all, for the same reason; and for the scores, which
+    are extreme outside `middle` (None: nobody can say), only its first answer.
     """
 
     first_epoch: int
-    slow_ms: float
+    slow_ms: Mapping[str, float]
     objective: Objective = BINARY
     limit: float | None = None
     cuts: Mapping[str, float] = field(default_factory=dict)
     valued: tuple[Business, ...] = ()
     middle: tuple[float, float] | None = None
+    segments: tuple[str, ...] = ()
     _cells: dict[_Place, _Counts] = field(default_factory=dict)
-    _open: dict[str, tuple[_Place, Mapping[str, Any]]] = field(default_factory=dict)
-    _early: dict[str, float] = field(default_factory=dict)
+    _runs: dict[_Place, _Run] = field(default_factory=dict)
+    _open: dict[str, tuple[tuple[_Place, ...], Mapping[str, Any]]] = field(default_factory=dict)
+    _early: dict[str, tuple[float, int]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _first: dict[tuple[str, str, int], _Voice] = field(default_factory=dict)
-    _worth: dict[tuple[str, str], tuple[int, str, _Place, float]] = field(default_factory=dict)
+    _worth: dict[tuple[str, str], tuple[_Order, tuple[_Place, ...], float]] = field(default_factory=dict)
 
     def add(self, records: Iterable[Mapping[str, Any]]) -> None:
         """Count `records` of the prediction log, predictions and labels, in any order. The same record twice counts once."""
@@ -96,106 +127,127 @@ class Tally:
             if record["kind"] == "prediction":
                 self._prediction(record)
             elif record["kind"] == "label" and record["label"] is not None:
-                self._label(record["id"], float(record["label"]))
+                self._label(record["id"], float(record["label"]), int(record.get("t") or 0))
 
     def cells(self) -> tuple[Cell, ...]:
         """The counts, one cell for each weight and arm."""
-        losses = self._losses()
-        return tuple(
-            Cell(
+        return self.by_segment().get(("", ""), ())
+
+    def by_segment(self) -> dict[tuple[str, str], tuple[Cell, ...]]:
+        """The cells of each (segment, value); those of all requests under two empty texts."""
+        found: dict[tuple[str, str], list[Cell]] = {}
+        for place, counts in sorted(self._cells.items()):
+            weight, arm, segment, value = place
+            run = self._runs.get(place)
+            cell = Cell(
                 weight=weight / WHOLE,
                 arm=arm,
-                total=c.total,
-                errors=c.errors,
-                slow=c.slow,
-                labelled=c.labelled,
-                wrong=c.wrong,
-                unit_total=c.units["total"],
-                unit_errors=c.units["errors"],
-                unit_slow=c.units["slow"],
-                unit_labelled=c.units["labelled"],
-                unit_wrong=c.units["wrong"],
-                losses=losses.get((weight, arm), ()),
+                total=counts.every["total"],
+                errors=counts.every["errors"],
+                slow=self._slow(counts.every),
+                labelled=counts.every["labelled"],
+                wrong=counts.every["wrong"],
+                unit_total=counts.units["total"],
+                unit_errors=counts.units["errors"],
+                unit_slow=self._slow(counts.units),
+                unit_labelled=counts.units["labelled"],
+                unit_wrong=counts.units["wrong"],
+                losses=counts.losses(),
+                failed_in_a_row=len(run.failed) if run else 0,
             )
-            for (weight, arm), c in sorted(self._cells.items())
-        )
+            found.setdefault((segment, value), []).append(cell)
+        return {name: tuple(cells) for name, cells in found.items()}
+
+    def worths(self, name: str) -> tuple[Worth, ...]:
+        """What the guard of that name lost on each row, in the order in which the labels came."""
+        rows = sorted((order, places[0], loss) for (guard, _), (order, places, loss) in self._worth.items() if guard == name)
+        return tuple(Worth(weight, arm, loss) for _, (weight, arm, _, _), loss in rows)
+
+    def _slow(self, counts: Counter[str]) -> dict[str, int]:
+        return {quantile: counts[_SLOW + quantile] for quantile in self.slow_ms}
 
     def _prediction(self, record: Mapping[str, Any]) -> None:
         key = record["id"]
         if record["epoch"] < self.first_epoch or record.get("forced") or key in self._seen:
             return
         self._seen.add(key)
-        place = (int(record["weight"]), str(record["assigned"]))
-        counts = self._cells.setdefault(place, _Counts())
-        counts.total += 1
+        places = self._places(record)
         told = {name: record.get(name) for name in ("id", "unit", "t", "version", "score")} | {
             "scores": record.get("scores") or {}
         }
         if self.valued:
             told["request"] = record.get("request") or {}
-        failed, slow = bool(record["error"]), bool(record["latency_ms"] > self.slow_ms)
-        counts.errors += failed
-        counts.slow += slow
-        self._speak("total", place, told, failed, slow)
+        failed = bool(record["error"])
+        raised = ["total", *(["errors"] if failed else [])]
+        raised += [_SLOW + quantile for quantile, limit in self.slow_ms.items() if record["latency_ms"] > limit]
+        for place in places:
+            self._cells.setdefault(place, _Counts()).every.update(raised)
+        self._runs.setdefault(places[0], _Run()).add(str(told["unit"] or key), (int(told["t"] or 0), key), failed)
+        self._speak(places, told, raised)
         if failed:
             return
         if self.middle is not None and record["score"] is not None:
             low, high = self.middle
-            self._take(Scores().metric(), place, told, float(not low <= float(record["score"]) <= high))
+            self._take(Scores().metric(), places, told, float(not low <= float(record["score"]) <= high), int(told["t"] or 0))
         if key in self._early:
-            self._judge(place, told, self._early.pop(key))
+            self._judge(places, told, *self._early.pop(key))
         else:
-            self._open[key] = (place, told)
+            self._open[key] = (places, told)
 
-    def _label(self, key: str, label: float) -> None:
+    def _places(self, record: Mapping[str, Any]) -> tuple[_Place, ...]:
+        """Where a request is counted: among all, and in its value of each segment."""
+        weight, arm, context = int(record["weight"]), str(record["assigned"]), record.get("context") or {}
+        values = ((name, context.get(name)) for name in self.segments)
+        return (
+            (weight, arm, "", ""),
+            *((weight, arm, name, MISSING if value is None else str(value)) for name, value in values),
+        )
+
+    def _label(self, key: str, label: float, at: int) -> None:
         if key in self._open:
-            self._judge(*self._open.pop(key), label)
-        elif key not in self._seen:
-            self._early[key] = label
+            self._judge(*self._open.pop(key), label, at)
+        elif key not in self._seen and at < self._early.get(key, (0.0, at + 1))[1]:
+            self._early[key] = (label, at)
 
-    def _judge(self, place: _Place, told: Mapping[str, Any], label: float) -> None:
+    def _judge(self, places: tuple[_Place, ...], told: Mapping[str, Any], label: float, at: int) -> None:
         for guard in self.valued:
             loss = guard.loss(told["request"], float(told["score"]), label)
             if loss is not None:
-                self._take(guard.name, place, told, loss)
+                self._take(guard.name, places, told, loss, at)
         found = wrong(self.objective, told, label, self.limit, self.cuts)
         if found is not None:
-            counts = self._cells[place]
-            counts.labelled += 1
-            counts.wrong += found
-            self._speak("labelled", place, told, found)
+            raised = ["labelled", "wrong"] if found else ["labelled"]
+            for place in places:
+                self._cells[place].every.update(raised)
+            self._speak(places, told, raised)
 
-    def _take(self, name: str, place: _Place, told: Mapping[str, Any], loss: float) -> None:
-        mark, new = (name, str(told.get("unit") or told["id"])), (int(told.get("t") or 0), str(told["id"]), place, loss)
-        known = self._worth.get(mark)
-        if known is None or new[:2] < known[:2]:
-            self._worth[mark] = new
+    def _take(self, name: str, places: tuple[_Place, ...], told: Mapping[str, Any], loss: float, at: int) -> None:
+        """Keep a unit's loss unless one that came earlier, `at` an earlier moment, is kept."""
+        mark, order = (name, str(told.get("unit") or told["id"])), (at, str(told["id"]))
+        known, new = self._worth.get(mark), (order, places, loss)
+        if known is not None and known[0] <= order:
+            return
+        self._worth[mark] = new
+        for (_, where, lost), by in ((new, 1), *([(known, -1)] if known else [])):
+            for place in where:
+                self._cells[place].valued[name] += by
+                self._cells[place].lost[name] += by * round(lost * _PARTS)
 
-    def _losses(self) -> dict[_Place, tuple[tuple[str, int, float], ...]]:
-        """For each cell its rows and losses by metric. fsum, so that the order in which they came leaves no trace."""
-        found: dict[_Place, dict[str, list[float]]] = {}
-        for (name, _), (_, _, place, loss) in self._worth.items():
-            found.setdefault(place, {}).setdefault(name, []).append(loss)
-        return {
-            place: tuple((name, len(each), math.fsum(each)) for name, each in sorted(by_name.items()))
-            for place, by_name in found.items()
-        }
-
-    def _speak(self, kind: str, place: _Place, told: Mapping[str, Any], *bad: bool) -> None:
-        """Count a row for its unit, unless an earlier one of the same window speaks for it."""
+    def _speak(self, places: tuple[_Place, ...], told: Mapping[str, Any], raised: Sequence[str]) -> None:
+        """Count a row for its unit, unless an earlier one of the same window speaks for it. `raised` begins with what kind of row it is."""
         moment = int(told.get("t") or 0)
-        mark = (kind, str(told.get("unit") or told["id"]), moment // WINDOW_US)
-        new: _Voice = (moment, str(told["id"]), place, bad)
+        mark = (raised[0], str(told.get("unit") or told["id"]), moment // WINDOW_US)
+        new: _Voice = ((moment, str(told["id"])), places, tuple(raised))
         known = self._first.get(mark)
-        if known is not None and known[:2] <= new[:2]:
+        if known is not None and known[0] <= new[0]:
             return
         if known is not None:
-            self._count(kind, known, -1)
+            self._count(known, -1)
         self._first[mark] = new
-        self._count(kind, new, 1)
+        self._count(new, 1)
 
-    def _count(self, kind: str, voice: _Voice, by: int) -> None:
-        units = self._cells[voice[2]].units
-        units[kind] += by
-        for name, bad in zip(_BAD[kind], voice[3], strict=True):
-            units[name] += by * bad
+    def _count(self, voice: _Voice, by: int) -> None:
+        for place in voice[1]:
+            units = self._cells[place].units
+            for name in voice[2]:
+                units[name] += by

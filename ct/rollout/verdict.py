@@ -6,52 +6,63 @@ worse than stable, and under the guards' caps, is rolled back with probability `
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from ct.clock import duration
 from ct.evaluation.stats import above_rate, uneven_split, worse_arm
-from ct.rollout.guards import Guard
+from ct.ids import describe
+from ct.rollout.guards import Guard, apart
 from ct.rollout.paired import Paired
 from ct.rollout.plans import AB, Plan, Shadow, part_at
+
+if TYPE_CHECKING:
+    from ct.rollout.segments import Segments
+    from ct.rollout.worth import Gain
 
 ALPHA = 0.05
 SPLIT_LIMIT = 1000.0
 """A split is called broken at this e-value and when it is also off by a fifth: sticky users make shares rougher than independent draws."""
 SPLIT_FLOOR = 0.2
+IN_A_ROW, STABLE_IN_A_ROW = 5, 3
+"""So many units in a row that fail say that the canary is down, unless stable's last ones failed too. A replica's own circuit opens then as well."""
+BY_CHANCE, UNKNOWN_RATE = 0.001, 0.05
+"""With stable's rate of errors (the second where nobody knows it) such a run must come less often than this in all of the canary's requests."""
 
 
 @dataclass(frozen=True)
 class Cell:
     """Counts of one arm while the canary's share was `weight` (0 to 1).
 
-    `total` requests assigned, of them `errors` and `slow`; `labelled` whose truth is known, of them `wrong`. The `unit_` counts are the same
-    of the requests that speak for their unit (user), see `Tally`; None where requests are independent. `losses` has (metric, rows, sum of
-    their losses from 0 to 1).
+    `total` requests assigned, of them `errors`, and `slow` above the limit of each quantile that is watched; `labelled` whose truth is known,
+    of them `wrong`. The `unit_` counts are the same of the requests that speak for their unit (user), see `Tally`; None where requests are
+    independent. `losses` has (metric, rows, sum of their losses from 0 to 1). `failed_in_a_row` units failed and none succeeded after them.
     """
 
     weight: float
     arm: str
     total: int = 0
     errors: int = 0
-    slow: int = 0
+    slow: Mapping[str, int] = field(default_factory=dict)
     labelled: int = 0
     wrong: int = 0
     unit_total: int | None = None
     unit_errors: int = 0
-    unit_slow: int = 0
+    unit_slow: Mapping[str, int] = field(default_factory=dict)
     unit_labelled: int = 0
     unit_wrong: int = 0
     losses: tuple[tuple[str, int, float], ...] = ()
+    failed_in_a_row: int = 0
 
     def by_unit(self) -> Cell:
         """The cell with only the requests that speak for their unit, which is what evidence of harm rests on."""
         if self.unit_total is None:
             return self
-        asked = replace(self, total=self.unit_total, errors=self.unit_errors, slow=self.unit_slow)
-        return replace(asked, labelled=self.unit_labelled, wrong=self.unit_wrong)
+        asked = (self.unit_total, self.unit_errors, self.unit_slow, self.unit_labelled, self.unit_wrong)
+        return Cell(self.weight, self.arm, *asked, losses=self.losses)
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,22 @@ class Evidence:
 
 
 @dataclass(frozen=True)
+class Split:
+    """How the requests were split: the canary got `canary` of `n` while both arms had a share, where the weights promise `expected`."""
+
+    n: int
+    canary: int
+    expected: float
+    e_value: float
+    limit: float = SPLIT_LIMIT
+
+    @property
+    def ratio(self) -> float:
+        """What the canary got over what it should have got: 1 is as told."""
+        return self.canary / self.expected if self.expected else 1.0
+
+
+@dataclass(frozen=True)
 class Verdict:
     """`promote` means: this step has passed, take the next one or end. `hold` means: a person should look."""
 
@@ -86,6 +113,14 @@ class Verdict:
     cause: str
     evidence: tuple[Evidence, ...] = ()
     paired: Paired | None = None
+    split: Split | None = None
+    segments: Segments | None = None
+    gains: tuple[Gain, ...] = ()
+
+    def recorded(self) -> dict[str, Any]:
+        """Everything of it as plain data for the journal."""
+        told = {name: describe(value) for name, value in vars(self).items()}
+        return told | ({"split": told["split"] | {"ratio": self.split.ratio}} if self.split else {})
 
 
 def paired_alpha(plan: Plan, alpha: float = ALPHA) -> float:
@@ -94,23 +129,39 @@ def paired_alpha(plan: Plan, alpha: float = ALPHA) -> float:
 
 
 def judge(
-    plan: Plan, cells: Sequence[Cell], *, step: int, elapsed_s: float, alpha: float = ALPHA, paired: Paired | None = None
+    plan: Plan,
+    cells: Sequence[Cell],
+    *,
+    step: int,
+    elapsed_s: float,
+    alpha: float = ALPHA,
+    paired: Paired | None = None,
+    segments: Segments | None = None,
 ) -> Verdict:
     """The verdict over all `cells` of the rollout while it stands at `step`, where it has been for `elapsed_s` seconds.
 
-    `paired` compares a shadow with stable, its bounds made with `paired_alpha`.
+    `paired` compares a shadow with stable, its bounds made with `paired_alpha`. `segments` is what is known of segments: a plan that says so
+    holds rather than pass while one is harmed.
     """
     found = _judge(plan, cells, step, elapsed_s, alpha, paired)
-    return replace(found, paired=paired)
+    part, _ = part_at(plan, step)
+    holds = getattr(part, "harmed_segment", "report") == "hold"  # a plan of the user's own may not know the word
+    if found.decision == "promote" and holds and segments is not None and segments.harmed:
+        found = replace(found, decision="hold", cause=f"a segment is harmed: {segments.harmed[0]}")
+    return replace(found, paired=paired, split=split(cells), segments=segments)
 
 
 def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha: float, paired: Paired | None) -> Verdict:
-    broken, received = _split(cells)
+    broken, shares = _broken(cells)
     # Where the canary got more requests than its weight says, more bad events alone do not make it worse: judge by what it got.
+    received = [replace(cell, weight=shares[cell.weight]) for cell in cells] if broken else cells
     tests = _tests(plan.guards) + any(stage.shadow for stage in plan.stages())
-    evidence = _evidence(plan.guards, [cell.by_unit() for cell in (received if broken else cells)], tests / alpha)
+    evidence = _evidence(plan.guards, [cell.by_unit() for cell in received], tests / alpha)
     if harmful := [item for item in evidence if item.harmful]:
         return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
+    percent = plan.stages()[step].weights[0]
+    if down := _down(plan, cells, percent):
+        return Verdict("roll_back", down, evidence)
     if paired is not None and paired.harmful:
         return Verdict("roll_back", str(paired), evidence)
     if broken:
@@ -120,11 +171,32 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
     if not lacking:
         return Verdict("promote", "every guard is inside its margin", evidence)
     if elapsed_s >= duration(part.deadline).total_seconds():
-        percent = plan.stages()[step].weights[0]
-        here = [cell for cell in cells if cell.arm == "canary" and abs(cell.weight - percent / 100) < 1e-9]
+        here = [cell for cell in cells if cell.arm == "canary" and _at(cell, percent)]
         seen = any(cell.total > cell.errors for cell in here) or (paired is not None and paired.n > 0)
         return Verdict(_late(part, seen), f"not proven within {part.deadline}: {lacking}", evidence)
     return Verdict("continue", lacking, evidence)
+
+
+def _at(cell: Cell, percent: int) -> bool:
+    return abs(cell.weight - percent / 100) < 1e-9
+
+
+def _down(plan: Plan, cells: Sequence[Cell], percent: int) -> str:
+    """The hard circuits: why the canary is plainly down at this step, empty where it is not, or where stable is down as well."""
+    here = {cell.arm: cell for cell in cells if _at(cell, percent)}
+    canary, stable = here.get("canary"), here.get("stable")
+    if canary is None or not canary.errors:
+        return ""
+    if stable is not None and stable.errors and (stable.errors == stable.total or stable.failed_in_a_row >= STABLE_IN_A_ROW):
+        return ""
+    if canary.errors == canary.total >= max(plan.min_requests, IN_A_ROW):
+        return f"the canary is down: all of its {canary.total:,} requests at {percent} % failed"
+    total = sum(cell.total for cell in cells if cell.arm == "stable")
+    errors = sum(cell.errors for cell in cells if cell.arm == "stable")
+    rate = (errors + 1) / (total + 2) if total else UNKNOWN_RATE
+    if canary.failed_in_a_row >= max(IN_A_ROW, math.log(BY_CHANCE / canary.total) / math.log(rate)):
+        return f"the canary is down: its last {canary.failed_in_a_row} units failed in a row at {percent} %"
+    return ""
 
 
 def _late(plan: Plan, seen: bool) -> Literal["hold", "promote", "abort"]:
@@ -139,17 +211,27 @@ def _tests(guards: Sequence[Guard]) -> int:
 
 
 def _evidence(guards: Sequence[Guard], cells: Sequence[Cell], limit: float) -> tuple[Evidence, ...]:
+    """Each guard's test. Where one has k parts, their mean is the test, and a part is said to alarm at k times its limit: then the mean does too."""
     made = []
     for guard in guards:
-        found = _compare(guard, cells)
-        levels = [(level.weight, level.stable_bad + level.canary_bad, level.canary_bad) for level in found]
-        e_value = worse_arm(levels, max(1.0, guard.ratio(_stable_rate(found))))
-        made.append(Evidence(guard.metric(), e_value, limit, *_totals(found)))
+        parts = [
+            Evidence(part.metric(), e_value, 0.0, *totals) for part in apart(guard) for e_value, totals in [harm(part, cells)]
+        ]
+        if len(parts) > 1:
+            mean = sum(part.e_value for part in parts) / len(parts)
+            made.append(Evidence(guard.metric(), mean, limit, *_totals(_compare(guard, cells))))
+        made += [replace(part, limit=limit * len(parts)) for part in parts]
         if (cap := guard.cap()) is not None:
-            every = _levels(guard, cells)
-            _, _, n, bad = totals = _totals(every)
+            _, _, n, bad = totals = _totals(_levels(guard, cells))
             made.append(Evidence(f"{guard.metric()} above {cap:g}", above_rate(cap, n, bad), limit, *totals))
     return tuple(made)
+
+
+def harm(guard: Guard, cells: Sequence[Cell]) -> tuple[float, tuple[int, float, int, float]]:
+    """The e-value of a guard against stable, of cells by unit, and what it rests on: stable's requests and bad ones, the canary's."""
+    found = _compare(guard, cells)
+    levels = [(level.weight, level.stable_bad + level.canary_bad, level.canary_bad) for level in found]
+    return worse_arm(levels, max(1.0, guard.ratio(_stable_rate(found)))), _totals(found)
 
 
 @dataclass(frozen=True)
@@ -193,19 +275,31 @@ def _stable_rate(levels: Sequence[_Level]) -> float:
     return sum(level.canary_n * level.stable_bad / level.stable_n for level in both) / exposure if exposure else 0.0
 
 
-def _split(cells: Sequence[Cell]) -> tuple[str, tuple[Cell, ...]]:
-    """What is wrong with the split of the traffic (empty: it is as the weights say), and the cells under the shares that the canary got."""
-    totals: dict[float, dict[str, int]] = defaultdict(lambda: {"stable": 0, "canary": 0})
+def split(cells: Sequence[Cell]) -> Split:
+    """How the requests were split over the weights at which both arms had a share."""
+    found = [item for item in _requests(cells).items() if 0 < item[0] < 1]
+    n, canary = sum(n for _, (n, _) in found), sum(canary for _, (_, canary) in found)
+    return Split(n, canary, sum(weight * n for weight, (n, _) in found), uneven_split((w, *counts) for w, counts in found))
+
+
+def _requests(cells: Sequence[Cell]) -> dict[float, tuple[int, int]]:
+    """For each weight the requests, and the canary's."""
+    found: dict[float, tuple[int, int]] = {}
     for cell in cells:
-        totals[cell.weight][cell.arm] += cell.total
+        n, canary = found.get(cell.weight, (0, 0))
+        found[cell.weight] = (n + cell.total, canary + cell.total * (cell.arm == "canary"))
+    return found
+
+
+def _broken(cells: Sequence[Cell]) -> tuple[str, dict[float, float]]:
+    """What is wrong with the split of the traffic (empty: it is as the weights say), and for each weight the share that the canary got."""
     broken, shares = "", {}
-    for weight, counts in sorted(totals.items()):
-        n, canary = counts["stable"] + counts["canary"], counts["canary"]
+    for weight, (n, canary) in sorted(_requests(cells).items()):
         shares[weight] = max(weight, canary / n) if n else weight
         off = n and abs(canary / n - weight) > SPLIT_FLOOR * min(weight, 1 - weight)
         if off and _split_evidence(weight, n, canary) >= SPLIT_LIMIT:
             broken = f"the canary got {canary:,} of {n:,} requests at a weight of {weight:.0%}: the split is broken, trust neither arm"
-    return broken, tuple(replace(cell, weight=shares[cell.weight]) for cell in cells)
+    return broken, shares
 
 
 def _split_evidence(weight: float, n: int, canary: int) -> float:
@@ -227,12 +321,12 @@ def _lacking(plan: Plan, cells: Sequence[Cell], step: int) -> str:
     if isinstance(plan, AB):
         return "an A/B test is ended by a person"
     percent = plan.stages()[step].weights[0]
-    here = [cell for cell in cells if abs(cell.weight - percent / 100) < 1e-9]
+    here = [cell for cell in cells if _at(cell, percent)]
     requests = sum(cell.total for cell in here if cell.arm == "canary")
     if requests < plan.min_requests:
         return f"{requests:,} of {plan.min_requests:,} canary requests at {percent} %"
     compared = any(0 < stage.weights[0] < 100 for stage in plan.stages())
-    for guard in plan.guards:
+    for guard in (part for whole in plan.guards for part in apart(whole)):
         # A capped rate must be kept at this very step; a compared one wherever there was somebody to compare with.
         if found := _outside(
             guard, _levels(guard, here) if guard.cap() is not None or not compared else _compare(guard, cells)

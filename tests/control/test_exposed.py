@@ -25,7 +25,7 @@ class Told:
         self.journal = Journal(f"sqlite:///{folder / 'journal.db'}", clock=self.clock)
 
     def start(self) -> str:
-        return state.start(self.journal, "tiny", version="v2", baseline="v1", first_epoch=2, slow_ms=100.0).id
+        return state.start(self.journal, "tiny", version="v2", baseline="v1", first_epoch=2, slow_ms={"p99": 100.0}).id
 
     def note(self, rollout: str, type: str, **data: Any) -> None:
         state.note(self.journal, "tiny", rollout, type, data)

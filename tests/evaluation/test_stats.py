@@ -110,3 +110,26 @@ def test_a_broken_split_shows() -> None:
     )
     assert false <= 2
     assert stats.uneven_split([(0.1, 5000, 700)]) > 1000
+
+
+@pytest.mark.parametrize("moving", [0.0, 0.2], ids=["a steady base", "a base that moves while the weight grows"])
+def test_an_effect_lies_in_its_bounds_at_every_look(moving: float) -> None:
+    rng, missed, wide = np.random.default_rng(21), 0, []
+    weight = np.repeat([0.1, 0.5], 1500)
+    base = 0.3 + moving * np.sin(np.arange(3000) / 300)
+    for _ in range(150):
+        treated = rng.random(3000) < weight
+        value = (rng.random(3000) < base - 0.08 * treated).astype(float)
+        looks = [stats.effect(weight[:n], treated[:n], value[:n], alpha=0.05) for n in (30, 100, 300, 900, 1500, 2000, 3000)]
+        missed += any(not look.low <= -0.08 <= look.high for look in looks)
+        wide.append(looks[-1].high - looks[-1].low)
+    assert missed / 150 <= 0.05
+    assert np.median(wide) < 0.25, "bounds that are never wrong because they say nothing"
+
+
+def test_an_effect_without_rows_or_without_a_choice_is_unknown() -> None:
+    assert stats.effect([], [], [], alpha=0.05) == stats.Interval(0.0, -1.0, 1.0)
+    assert stats.effect([1.0, 0.0], [1, 0], [0.2, 0.9], alpha=0.05) == stats.Interval(0.0, -1.0, 1.0)
+    n = 2000
+    certain = stats.effect(np.full(n, 0.5), np.arange(n) % 2, np.arange(n) % 2, alpha=0.05)
+    assert certain.low > 0.8

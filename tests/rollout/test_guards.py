@@ -86,7 +86,7 @@ def records() -> list[dict[str, Any]]:
 
 @given(st.permutations(range(12)))
 def test_a_unit_s_first_labelled_row_counts_in_any_order(order: list[int]) -> None:
-    told, tally = records(), Tally(5, 10.0, valued=(GUARD,))
+    told, tally = records(), Tally(5, {"p99": 10.0}, valued=(GUARD,))
     tally.add(told[at] for at in order)
     tally.add(told)
     (cell,) = tally.cells()
@@ -109,7 +109,7 @@ def test_extreme_scores_are_seen_without_labels_on_either_side() -> None:
     assert limits == (pytest.approx(-1.645, abs=0.15), pytest.approx(1.645, abs=0.15))
     plan = ct.Canary(50, 100, guards=[ct.scores()], min_requests=100)
     for shift, decision in ((0.0, "promote"), (1.2, "roll_back"), (-1.2, "roll_back")):
-        tally = Tally(5, 10.0, middle=limits)
+        tally = Tally(5, {"p99": 10.0}, middle=limits)
         tally.add(
             {
                 "kind": "prediction", "id": str(n), "epoch": 5, "weight": 5000, "assigned": ("stable", "canary")[n % 2], "error": "",

@@ -31,7 +31,10 @@ def test_a_plan_describes_itself_stably() -> None:
         (ct.Canary(10, guards=["errors"]), "ct.error_rate"),  # type: ignore[list-item]
         (ct.Canary(10, guards=[ct.error_rate(max=1.5)]), "max=1.5"),
         (ct.Canary(10, guards=[ct.latency("p42")]), "p42"),
+        (ct.Canary(10, guards=[ct.latency("p99", "p99")]), "each once"),
         (ct.Canary(10, guards=[ct.latency(factor=0.5)]), "factor=0.5"),
+        (ct.Canary(10, guards=[ct.latency("p50", "p99", factor=2.0)]), "a factor below 2"),
+        (ct.Canary(10, harmed_segment="cheer"), "harmed_segment='cheer'"),  # type: ignore[arg-type]
         (ct.Canary(10, guards=[ct.quality(margin=0)]), "margin=0"),
         (ct.Canary(10, guards=[ct.quality(min_labels=-1)]), "min_labels=-1"),
         (ct.BlueGreen(guards=[ct.quality()]), "compares two arms"),
@@ -50,7 +53,7 @@ class Refusals:
         return "refusals"
 
     def events(self, cell: Cell) -> tuple[int, int]:
-        return cell.total, cell.slow
+        return cell.total, cell.slow["p50"]
 
     def ratio(self, stable: float) -> float:
         return 2.0
@@ -75,5 +78,7 @@ def test_a_users_own_guard_takes_part() -> None:
     assert isinstance(Refusals(), Guard)
     plan = ct.Canary(50, guards=[Refusals()])
     assert plan.validate() == []
-    found = judge(plan, [Cell(0.5, "stable", 300, 0, 10), Cell(0.5, "canary", 300, 0, 140)], step=0, elapsed_s=1)
+    found = judge(
+        plan, [Cell(0.5, "stable", 300, slow={"p50": 10}), Cell(0.5, "canary", 300, slow={"p50": 140})], step=0, elapsed_s=1
+    )
     assert (found.decision, found.evidence[0].metric) == ("roll_back", "refusals")

@@ -13,8 +13,12 @@ from ct.rollout.verdict import ALPHA, Cell, Verdict, judge
 PLAN = ct.Canary(10, 50, 100, guards=[ct.error_rate(), ct.latency("p99"), ct.quality()])
 
 
+def cell(weight: float, arm: str, total: int = 0, errors: int = 0, slow: int = 0, labelled: int = 0, wrong: int = 0) -> Cell:
+    return Cell(weight, arm, total, errors, {"p99": slow}, labelled, wrong)
+
+
 def cells(weight: float, stable: tuple[int, ...], canary: tuple[int, ...]) -> tuple[Cell, Cell]:
-    return Cell(weight, "stable", *stable), Cell(weight, "canary", *canary)
+    return cell(weight, "stable", *stable), cell(weight, "canary", *canary)
 
 
 GOOD = cells(0.1, (1900, 2, 19, 1000, 200), (210, 0, 2, 100, 21))
@@ -38,8 +42,8 @@ def test_each_step_wants_its_own_requests() -> None:
     assert look(GOOD, step=1).decision == "continue"
     more = (*GOOD, *cells(0.5, (250, 0, 2, 100, 20), (250, 0, 3, 100, 20)))
     assert look(more, step=1).decision == "promote"
-    assert look((*more, Cell(1.0, "canary", 250, 0, 90, 0, 0)), step=2).decision == "promote"  # nobody to be slow beside
-    assert look((*more, Cell(1.0, "canary", 250, 7, 2, 0, 0)), step=2).decision != "promote"
+    assert look((*more, cell(1.0, "canary", 250, 0, 90, 0, 0)), step=2).decision == "promote"  # nobody to be slow beside
+    assert look((*more, cell(1.0, "canary", 250, 7, 2, 0, 0)), step=2).decision != "promote"
 
 
 def test_unlabelled_quality_waits_then_holds() -> None:
@@ -64,7 +68,7 @@ def test_harm_is_rolled_back_and_named(canary: tuple[int, ...], metric: str) -> 
 
 
 def test_at_100_percent_the_cap_still_guards() -> None:
-    assert look((*GOOD, Cell(1.0, "canary", 300, 30)), step=2).decision == "roll_back"
+    assert look((*GOOD, cell(1.0, "canary", 300, 30)), step=2).decision == "roll_back"
 
 
 def test_slower_than_stable_but_within_the_factor_is_no_harm() -> None:
@@ -87,11 +91,54 @@ def test_a_broken_split_holds() -> None:
 
 def test_blue_green_goes_by_caps_and_a_shadow_waits_for_a_person() -> None:
     blue = ct.BlueGreen(guards=[ct.error_rate(), ct.latency()])
-    assert judge(blue, [Cell(1.0, "canary", 200, 1, 3)], step=0, elapsed_s=1).decision == "promote"
-    assert judge(blue, [Cell(1.0, "canary", 200, 1, 30)], step=0, elapsed_s=4000).decision == "hold"
-    assert judge(blue, [Cell(1.0, "canary", 200, 30, 3)], step=0, elapsed_s=1).decision == "roll_back"
+    assert judge(blue, [cell(1.0, "canary", 200, 1, 3)], step=0, elapsed_s=1).decision == "promote"
+    assert judge(blue, [cell(1.0, "canary", 200, 1, 30)], step=0, elapsed_s=4000).decision == "hold"
+    assert judge(blue, [cell(1.0, "canary", 200, 30, 3)], step=0, elapsed_s=1).decision == "roll_back"
     assert judge(ct.Shadow(), GOOD, step=0, elapsed_s=1).decision == "continue"
     assert judge(ct.Shadow(), GOOD, step=0, elapsed_s=4000).decision == "hold"
+
+
+def test_each_latency_quantile_is_told_and_their_mean_decides() -> None:
+    plan = ct.Canary(50, 100, guards=[ct.latency("p50", "p90", "p99")], min_requests=100)
+
+    def slow(*counts: int, n: int = 2000) -> Verdict:
+        told = [Cell(0.5, "stable", n, slow={"p50": 1000, "p90": 200, "p99": 20})]
+        return look([*told, Cell(0.5, "canary", n, slow=dict(zip(("p50", "p90", "p99"), counts, strict=True)))], plan=plan)
+
+    same = slow(1005, 205, 21)
+    assert same.decision == "promote"
+    whole, *parts = same.evidence
+    assert (whole.metric, [item.metric for item in parts]) == (
+        "latency_p50_p90_p99",
+        ["latency_p50", "latency_p90", "latency_p99"],
+    )
+    assert whole.e_value == pytest.approx(sum(item.e_value for item in parts) / 3)
+    assert [item.limit for item in same.evidence] == [20.0, 60.0, 60.0, 60.0]
+    tail = slow(1005, 205, 120)
+    assert (tail.decision, tail.cause.split(":")[0]) == ("roll_back", "latency_p99")
+    middle = slow(1900, 205, 21)
+    assert (middle.decision, middle.cause.split(":")[0]) == ("roll_back", "latency_p50")
+    # Too slow to pass by the middle quantile alone, though no harm is proven yet.
+    assert slow(1005, 345, 21).cause.startswith("latency_p90: canary 345 of 2,000")
+
+
+def test_the_hard_circuits_end_a_canary_that_is_down() -> None:
+    plan = ct.Canary(50, 100, guards=[], min_requests=20)
+
+    def down(failed: int, stable: Cell | None = None, weight: float = 0.5, **more: int) -> Verdict:
+        canary = Cell(weight, "canary", more.get("total", 60), more.get("errors", failed), failed_in_a_row=failed)
+        return look([stable or Cell(weight, "stable", canary.total, 1), canary], plan=plan, step=int(weight == 1))
+
+    found = down(5)
+    assert (found.decision, found.cause) == ("roll_back", "the canary is down: its last 5 units failed in a row at 50 %")
+    assert down(4).decision == "promote"
+    assert down(5, Cell(0.5, "stable", 60, 24, failed_in_a_row=1)).decision == "promote", "stable fails as often by chance"
+    assert down(9, Cell(0.5, "stable", 60, 12, failed_in_a_row=3)).decision == "promote", "both are down"
+    alone = down(1, total=20, errors=20)  # one user's, so it is one unit
+    assert alone.cause == "the canary is down: all of its 20 requests at 50 % failed"
+    assert down(1, total=19, errors=19).decision == "continue"
+    everywhere = look([Cell(1.0, "canary", 60, 5, failed_in_a_row=5)], plan=plan, step=1)
+    assert everywhere.decision == "roll_back", "nobody is beside it"
 
 
 # -- simulation: whole rollouts, looked at 20 times
@@ -124,7 +171,7 @@ def rollout(rng: np.random.Generator, stable: Arm, canary: Arm, *, per_look: int
                 rng.binomial(labelled, arm.wrong * swell),
             ]
             counts[weight, name] = counts.get((weight, name), np.zeros(5, int)) + new
-        found = look([Cell(w, a, *map(int, c)) for (w, a), c in counts.items()], step=step)
+        found = look([cell(w, a, *map(int, c)) for (w, a), c in counts.items()], step=step)
         if found.decision in ("roll_back", "hold"):
             return found.decision, (turn + 1) * per_look
         if found.decision == "promote":
@@ -157,7 +204,7 @@ def test_no_metric_alarms_on_equal_arms_however_often_one_looks() -> None:
             seen = [(0.1, int(bad[: min(turn + 1, 100)].sum()), int(low[min(turn, 99)]))]
             if turn >= 100:
                 seen.append((0.5, int(bad[100 : turn + 1].sum()), int(high[turn - 100])))
-            found = [c for w, n, k in seen for c in (Cell(w, "stable", 0, n - k), Cell(w, "canary", 10**6, k))]
+            found = [c for w, n, k in seen for c in (cell(w, "stable", 0, n - k), cell(w, "canary", 10**6, k))]
             if judge(plan, found, step=0, elapsed_s=0).evidence[0].e_value >= 1 / ALPHA:
                 false += 1
                 break
