@@ -39,7 +39,7 @@ settings.register_profile("ct", deadline=None, derandomize=True, suppress_health
 settings.load_profile("ct")
 
 # What others write into a process and read later: Ray and what comes with it, and the flags of Serve, which are read once, at its import.
-THEIRS = ("RAY_CLIENT_MODE", "RAY_SERVE_", "TUNE_", "PYTHONBREAKPOINT", "PYTEST_")
+THEIRS = ("RAY_CLIENT_MODE", "RAY_SERVE_", "TORCHINDUCTOR_CACHE_DIR", "TUNE_", "PYTHONBREAKPOINT", "PYTEST_")
 SIGNALS = [
     found for found in signal.Signals if found not in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM)
 ]  # the last is Ray's
