@@ -143,6 +143,30 @@ def _view(name: str, data: dict[str, Any]) -> None:
             for e in data["rollout"]["evidence"]
         ),
     )
+    for said in _beside(data["rollout"]):
+        output.line(said)
+
+
+def _beside(rollout: dict[str, Any]) -> list[str]:
+    """What the latest look says beside its evidence: the split, what answers are worth, the segments."""
+    from ct.rollout.segments import Segment
+    from ct.rollout.worth import Gain
+
+    said = []
+    if (split := rollout["split"]) and split["n"]:
+        said.append(
+            f"split: the canary got {split['canary']:,} of {split['n']:,} requests, {split['ratio']:.2f} of what its weights promise"
+        )
+    said += [str(Gain(**_fields(gain))) for gain in rollout["gains"]]
+    if segments := rollout["segments"]:
+        harmed = [str(Segment(**_fields(row))) for row in segments["rows"] if row["harmed"]]
+        said.append(f"segments: {len(harmed)} harmed of {segments['judged']:,} pairs of a metric and a value")
+        said += [f"harmed: {row}" for row in harmed]
+    return said
+
+
+def _fields(told: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in told.items() if name != "kind"}
 
 
 def _act(verb: str, root: str | None, pipeline: str | None, dry_run: bool, *args: object) -> None:

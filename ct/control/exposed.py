@@ -20,6 +20,23 @@ FAMILIES = families(
     ("ct_rollout_evalue", "gauge", "Evidence of harm at the latest look at the rollout in progress, by metric."),
     ("ct_rollout_evalue_limit", "gauge", "Where that evidence raises the alarm and rolls back, by metric."),
     (
+        "ct_rollout_assignment_ratio",
+        "gauge",
+        "What the canary got over what its weights promised, while both arms had a share.",
+    ),
+    ("ct_rollout_assignment_evalue", "gauge", "Evidence that the split is not what the weights say."),
+    (
+        "ct_rollout_assignment_evalue_limit",
+        "gauge",
+        "From where, and when it is also off by a fifth, the split is called broken.",
+    ),
+    ("ct_rollout_segments_harmed", "gauge", "Pairs of a metric and a segment's value that e-BH calls harmed."),
+    (
+        "ct_rollout_worth_difference",
+        "gauge",
+        "What a row is worth more on the canary than on stable: bound is estimate, low or high.",
+    ),
+    (
         "ct_rollbacks_total",
         "counter",
         "Rollouts that were rolled back or aborted, by the metric that did it, or by_hand, or other.",
@@ -69,6 +86,22 @@ def _current(rollout: Rollout, where: dict[str, str]) -> list[Sample]:
             labels = {**where, "metric": str(item["metric"])}
             made.append(("ct_rollout_evalue", labels, float(item["e_value"])))
             made.append(("ct_rollout_evalue_limit", labels, float(item["limit"])))
+        made += _beside(rollout, where)
+    return made
+
+
+def _beside(rollout: Rollout, where: dict[str, str]) -> list[Sample]:
+    """What the latest look says beside its evidence of harm."""
+    made: list[Sample] = []
+    if rollout.split is not None:
+        for name, field in (("ratio", "ratio"), ("evalue", "e_value"), ("evalue_limit", "limit")):
+            made.append((f"ct_rollout_assignment_{name}", where, float(rollout.split[field])))
+    if rollout.segments is not None:
+        made.append(("ct_rollout_segments_harmed", where, sum(bool(row["harmed"]) for row in rollout.segments["rows"])))
+    for gain in rollout.gains:
+        for bound, field in (("estimate", "difference"), ("low", "low"), ("high", "high")):
+            labels = {**where, "metric": str(gain["metric"]), "bound": bound}
+            made.append(("ct_rollout_worth_difference", labels, float(gain[field])))
     return made
 
 

@@ -9,11 +9,15 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+import ct
 from ct.clock import TurnableClock
 from ct.control import exposed
 from ct.rollout import state
+from ct.rollout.look import look
+from ct.rollout.tally import Tally
 from ct.store.journal import Journal
 
+WORTH = ct.business(lambda row, score, label: 10 * label, low=0.0, high=10.0)
 BEGUN = datetime(2024, 5, 1, tzinfo=UTC)
 
 
@@ -81,3 +85,30 @@ def test_rollbacks_by_what_did_it_and_when(told: Told) -> None:
     assert told.read("ct_rollout_duration_seconds_sum", "status") == {"rolled_back": 240, "aborted": 120, "promoted": 120}
     assert told.read("ct_rollout_phase", "phase")["promoted"] == 1
     assert told.read("ct_rollout_evalue", "metric") == {}
+
+
+def test_split_segments_and_worth_of_the_latest_look(told: Told) -> None:
+    rollout = told.start()
+    plan = ct.Canary(50, 100, guards=[ct.error_rate(), WORTH])
+    tally = Tally(2, {}, valued=(WORTH,), segments=("carrier",))
+    for at in range(600):
+        arm = "canary" if at % 3 == 0 else "stable"
+        common = {
+            "kind": "prediction",
+            "epoch": 2,
+            "weight": 5000,
+            "latency_ms": 1.0,
+            "error": "",
+            "unit": "",
+            "t": at,
+            "score": 0.9,
+        }
+        tally.add([{**common, "id": str(at), "assigned": arm, "context": {"carrier": "AA"}, "request": {}}])
+        tally.add([{"kind": "label", "id": str(at), "label": float(arm == "stable"), "t": at}])
+    (found,) = look(plan, tally, step=0, elapsed_s=1.0)
+    told.note(rollout, "RolloutJudged", **found.recorded())
+    assert told.read("ct_rollout_assignment_ratio", "") == {"": pytest.approx(2 / 3)}
+    assert told.read("ct_rollout_assignment_evalue", "")[""] > told.read("ct_rollout_assignment_evalue_limit", "")[""]
+    assert told.read("ct_rollout_segments_harmed", "") == {"": 1}
+    worth = told.read("ct_rollout_worth_difference", "bound")
+    assert -10 <= worth["low"] < worth["estimate"] < worth["high"] < 0
