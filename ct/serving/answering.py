@@ -17,7 +17,7 @@ import numpy as np
 
 from ct.data import predictions
 from ct.data.columns import column_of, from_row, from_rows
-from ct.errors import InvalidRequest, NotFound
+from ct.errors import CtError, InvalidRequest, NotFound
 from ct.features.online import OnlineStore
 from ct.features.transform import texts
 from ct.serving import logged, passes, veil
@@ -80,7 +80,8 @@ class Answering:
     async def predict(self, rows: Sequence[Mapping[str, Any]], *, unit: str = "", force: str = "", version: str = "") -> Answer:
         """Score rows on the arm their unit belongs to, log them durably, answer. A failing canary is replaced by stable within the request.
 
-        `version` pins a loaded version; pinned and forced requests are logged but never judged. Raises InvalidRequest or Unavailable.
+        `version` pins a loaded version, which answers or nobody does. Pinned and forced requests are logged, but neither judged nor counted by a
+        circuit. Raises InvalidRequest or Unavailable, CtError where a pinned version fails.
         """
         begun = time.perf_counter()
         live = self.slots.require()
@@ -100,7 +101,7 @@ class Answering:
         where = Assignment(STABLE, forced=True) if off else assign(live.route, unit, force, _context(live, read, columns))
         slot, arm, error = self._choose(live, where, version)
         answered: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        request = Request(live, rows, read, columns, unit, where, slot, arm, error, begun, answered)
+        request = Request(live, rows, read, columns, unit, where, slot, arm, error, begun, answered, pinned=bool(version))
         self._put(request)
         answer = await answered
         took, fell_back = time.perf_counter() - begun, where.arm if request.error else ""
@@ -114,7 +115,9 @@ class Answering:
                 raise NotFound(
                     f"version {version!r} is not loaded", f"one of {sorted(self.slots.loaded)}", "leave the version out"
                 )
-            return slot, next((arm for arm, held in live.candidates.items() if held is slot), STABLE), ""
+            # Stable's own name first: it stands in for a candidate that is not here.
+            arms = {} if slot is live.stable else live.candidates
+            return slot, next((arm for arm, held in arms.items() if held is slot), STABLE), ""
         if where.arm in live.circuits and live.circuits[where.arm].open:
             return live.stable, STABLE, "circuit open"
         return live.slot(where.arm), where.arm, ""
@@ -194,11 +197,11 @@ class Answering:
             if isinstance(outcome, Exception):
                 _fail(request, outcome)
                 continue
-            if arm in live.circuits:
+            if arm in live.circuits and not request.where.forced:  # a person who tries the canary out closes it to nobody
                 live.circuits[arm].record(not isinstance(outcome, str))
             if not isinstance(outcome, str):
                 done.setdefault(id(outcome[0]), (outcome[0], []))[1].append(request)
-            elif arm in live.candidates:
+            elif arm in live.candidates and not request.pinned:
                 request.slot, request.arm, request.error = live.stable, STABLE, outcome
                 self._put(request)
             else:
@@ -271,21 +274,25 @@ class Answering:
             self.telemetry.log_fault(type(error).__name__)
 
     def _give_up(self, request: Request, fault: str) -> None:
-        """Log that nobody could score a request, then say so."""
+        """Log that nobody could score a request, or the version that it is pinned to could not, then say so."""
         assert self.ids is not None, "a live route has set the ids"
-        self.telemetry.failed(request.arm, request.slot.predictor.version)
+        version = request.slot.predictor.version
+        self.telemetry.failed(request.arm, version)
         stable = request.live.stable.predictor
         count, outputs = len(request.rows), stable.objective.outputs
         none = np.full((count, outputs) if outputs > 1 else count, np.nan)
         ids, epoch = tuple(self.ids.new() for _ in range(count)), request.live.route.epoch
-        answer = Answer(ids, none, stable.objective, stable.threshold, stable.version, STABLE, epoch)
+        answer = Answer(ids, none, stable.objective, stable.threshold, version, request.arm, epoch)
         asked = request.columns
         if asked is None:
             assert request.read is not None, "one row is read alone"
             asked = {name: column_of([request.read[name]], kind) for name, kind in stable.spec.request.items()}
         request.error = fault
         records = logged.failed(self.endpoint, request, answer, asked)
-        self._log(records, lambda error: _fail(request, error or RuntimeError(fault)))
+        told: Exception = RuntimeError(fault)
+        if request.pinned:
+            told = CtError(f"{version} could not score this request", "an answer of the version it is pinned to", "pin none")
+        self._log(records, lambda error: _fail(request, error or told))
 
     # -- shadows
 

@@ -30,7 +30,7 @@ class Request:
     """One request on its way: its rows [n], veiled; `read` is the only row read by stable's declaration, `columns` are several so.
 
     `slot` and `arm` are where it goes now, `where` is where it belongs; `error` is what its first arm failed with. `begun` is in perf_counter
-    seconds. `answered` is done when its records are kept.
+    seconds. `answered` is done when its records are kept. A `pinned` one asks for one version and takes no other's answer.
     """
 
     live: Live
@@ -44,6 +44,7 @@ class Request:
     error: str
     begun: float
     answered: asyncio.Future[Answer]
+    pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,8 @@ from tiny import REQUEST, ROW, Project
 from ct.data import predictions
 from ct.data.columns import column_of, from_row, from_rows
 from ct.errors import CtError, InvalidRequest, Unavailable
-from ct.registry.routes import Share
+from ct.registry import files
+from ct.registry.routes import WHOLE, Share
 from ct.serving import answering
 from ct.serving.lanes import Lane
 from ct.serving.replica import Replica
@@ -199,22 +201,22 @@ def test_stable_answers_for_a_canary_that_hangs_and_others_do_not_wait(
     project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     route = project.first()
-    project.put(route.with_canary(project.version("v2"), weight=0))
+    project.put(route.with_canary(project.version("v2"), weight=WHOLE))
     monkeypatch.setattr(answering, "CANDIDATE_SECONDS", 0.4)
     let_go = hang(monkeypatch, "v2")
 
     async def act(replica: Replica) -> tuple[Any, float, bool]:
         replica.slots.loaded["v2"].proven = 0  # it has failed before
-        late = asyncio.create_task(replica.predict([row(1)], force="always"))
+        late = asyncio.create_task(replica.predict([row(1)]))
         await asyncio.sleep(0)
         begun = time.monotonic()
-        await replica.predict([row(2)])
+        await replica.predict([row(2)], force="never")
         quick = time.monotonic() - begun
         answer = await late
         for at in range(4):
-            await replica.predict([row(at)], force="always")
+            await replica.predict([row(at)])
         begun = time.monotonic()
-        await replica.predict([row(1)], force="always")
+        await replica.predict([row(1)])
         let_go.set()
         return answer, quick, time.monotonic() - begun < 1.0
 
@@ -223,6 +225,70 @@ def test_stable_answers_for_a_canary_that_hangs_and_others_do_not_wait(
     assert quick < 1.0
     assert opened  # the circuit: nobody waits for it any more
     assert records(project)[1]["error"].startswith("Unavailable: candidate v2 took over")
+
+
+def test_who_tries_the_canary_out_closes_it_to_nobody(project: Project) -> None:
+    """Forced requests fall back to stable like others; neither their failures nor their answers count in the circuit."""
+    route = project.first()
+    project.put(route.with_canary(project.version("v2", broken=True), weight=WHOLE))
+    good, bad = row(1), {**row(1), "line": "?"}  # the canary gives no number for a line that it does not know
+
+    async def act(replica: Replica) -> tuple[list[Any], list[int]]:
+        circuit = replica.slots.require().circuits["canary"]
+        forced = [await replica.predict([bad], force="always") for _ in range(circuit.limit + 1)]
+        counts = [circuit.failures]
+        for _ in range(2):
+            await replica.predict([bad])
+        await replica.predict([good], force="always")  # an answer that was asked for makes good no failure either
+        counts.append(circuit.failures)
+        assert (await replica.predict([good])).arm == "canary"
+        return forced, [*counts, circuit.failures]
+
+    forced, counts = run(project, act)
+    assert {(answer.arm, answer.version) for answer in forced} == {("stable", "v1")}
+    assert counts == [0, 2, 0]
+    assert {record["forced"] for record in records(project)[: len(forced)]} == {True}
+
+
+def test_a_pinned_version_answers_or_nobody_does(project: Project) -> None:
+    route = project.first()
+    project.put(route.with_canary(project.version("v2", broken=True), weight=WHOLE))
+    good, bad = row(1), {**row(1), "line": "?"}
+
+    async def act(replica: Replica) -> tuple[list[Any], list[Any]]:
+        circuit = replica.slots.require().circuits["canary"]
+        failed = await asyncio.gather(
+            *(replica.predict([bad], version="v2") for _ in range(circuit.limit + 1)), return_exceptions=True
+        )
+        assert circuit.failures == 0
+        for _ in range(circuit.limit):
+            await replica.predict([bad])
+        assert circuit.open
+        return failed, [await replica.predict([good], version=name) for name in ("v2", "v1")]
+
+    failed, answers = run(project, act)
+    assert {(type(error), str(error).partition(";")[0]) for error in failed} == {(CtError, "v2 could not score this request")}
+    assert [(answer.arm, answer.version) for answer in answers] == [("canary", "v2"), ("stable", "v1")]
+    told = records(project)[: len(failed)]
+    assert {(record["version"], record["arm"], record["forced"], record["score"]) for record in told} == {
+        ("v2", "canary", True, None)
+    }
+    assert all("no number" in record["error"] for record in told)
+
+
+def test_a_pinned_stable_goes_by_its_own_name_while_it_stands_in_for_a_candidate(project: Project) -> None:
+    route = project.first()
+    gone = project.version("v2", 1.0)
+    stored = project.artifacts.address(project.artifacts.manifest(gone.manifest)[files.ONNX])
+    Path(stored).write_bytes(b"no graph")
+    project.put(route.with_candidates((Share(gone, 5000), Share(project.version("v3", 2.0), 1000))))
+
+    async def act(replica: Replica) -> Any:
+        assert replica.slots.require().candidates["canary"] is replica.slots.require().stable
+        return await replica.predict([row(1)], version="v1")
+
+    answer = run(project, act)
+    assert (answer.arm, answer.version) == ("stable", "v1")
 
 
 def test_a_lane_is_bounded_and_frees_itself() -> None:
