@@ -51,18 +51,6 @@ def auroc_interval(scores: ArrayLike, labels: ArrayLike, *, level: float = 0.95)
     return _normal(area, _variance(by_one) + _variance(by_zero), level, 0.0, 1.0)
 
 
-def delong(scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike, *, level: float = 0.95) -> Interval:
-    """AUROC(a) - AUROC(b) on the same n rows, with DeLong's paired interval (Biometrics 44, 1988; ranks as in Sun and Xu 2014).
-
-    Rows count as independent: where they come in clusters (days, users) the interval is too narrow.
-    Raises TrainingFailed where only one class is present.
-    """
-    label = np.asarray(labels, np.float64)
-    area_a, one_a, zero_a = _components(np.asarray(scores_a, np.float64), label)
-    area_b, one_b, zero_b = _components(np.asarray(scores_b, np.float64), label)
-    return _normal(area_a - area_b, _variance(one_a - one_b) + _variance(zero_a - zero_b), level, -1.0, 1.0)
-
-
 def auroc_influence(scores: ArrayLike, labels: ArrayLike) -> tuple[float, Floats]:
     """AUROC, and how much each of n rows pulls at it, [n]: the variance is the sum of squares of sums over independent groups of rows.
 

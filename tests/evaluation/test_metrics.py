@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ct.evaluation import own
 from ct.evaluation.metrics import best_threshold, by_segment, curve, measured, metrics, over_time
 from ct.evaluation.paired import COMPARED, Answers, blocks, gain, holm, own_gain
-from ct.evaluation.stats import calibration_error, delong
+from ct.evaluation.stats import auroc_influence, calibration_error
 from ct.evaluation.trivial import Trivial, last_known
 from ct.objectives import BINARY, Objective
 
@@ -217,9 +217,10 @@ def test_other_objectives_gains_are_the_difference_of_the_metrics(objective: Obj
 def test_blocks_of_one_row_give_delongs_interval() -> None:
     scores, labels = binary()
     other = np.clip(scores + np.random.default_rng(7).normal(0, 0.2, len(scores)), 0, 1)
-    old = delong(scores, other, labels, level=0.9)
+    (area, ours), (less, theirs) = auroc_influence(scores, labels), auroc_influence(other, labels)
+    half = 1.6448536 * math.sqrt(float(np.square(ours - theirs).sum()))
     new = gain(BINARY, "auroc", Answers(scores), Answers(other), labels, np.arange(len(labels)))
-    assert (new.estimate, new.low, new.high) == pytest.approx((old.estimate, old.low, old.high), abs=1e-4)
+    assert (new.estimate, new.low, new.high) == pytest.approx((area - less, area - less - half, area - less + half), abs=1e-4)
 
 
 def test_the_bootstrap_of_a_mean_has_its_known_error() -> None:
