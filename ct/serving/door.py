@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
+import orjson
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ct.errors import CtError
+from ct.errors import CtError, InvalidRequest, Unavailable
 from ct.governance import binds
+from ct.serving import replies
 from ct.serving.replies import App
 from ct.settings import Settings
 
@@ -23,6 +27,10 @@ WAIT_SECONDS = 0.2
 AGAIN_SECONDS = 2.0
 KEEP_ALIVE_SECONDS = 90
 DRAIN_SECONDS = 5
+HEAD_SECONDS, HEAD_BYTES = 10.0, 1 << 16
+"""What a request's line and headers may take, as HAProxy has it before Serve's port."""
+MOST_CONNECTIONS = 4096
+"""Connections of one replica, or half as many as it may have files open. Those that are idle count too."""
 
 
 class _Server(uvicorn.Server):
@@ -31,6 +39,96 @@ class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+
+class _Line(HttpToolsProtocol):
+    """A connection. Uvicorn waits for ever for a request's head, takes one of any size, and any number of connections: not so here.
+
+    Its timer runs while a head is awaited that did not come whole, so that most requests of a kept connection need none.
+    """
+
+    _timer: asyncio.TimerHandle | None = None
+    _part: Literal["", "head", "body"] = ""
+    _read = 0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Arm the timer, or turn the connection away."""
+        super().connection_made(transport)
+        if len(self.connections) > most_connections():
+            self._turn_away(Unavailable("too many connections", "fewer at once", "try again after Retry-After"))
+        else:
+            self._arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the timer."""
+        self._disarm()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Read on. What is no part of a request in work has its time: a head, empty lines before it, and the rest of a body already refused."""
+        super().data_received(data)
+        if (self._part != "head" and self._works()) or self.transport.is_closing():
+            return
+        if self._part != "body":
+            self._read += len(data)
+        if self._read > HEAD_BYTES:
+            self._turn_away(
+                InvalidRequest("too long a head", f"at most {HEAD_BYTES:,} bytes", "send fewer headers", status=431)
+            )
+        elif self._timer is None:
+            self._arm()
+
+    def on_message_begin(self) -> None:
+        """The first byte of a request."""
+        self._part = "head"
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """The end of its head."""
+        self._part, self._read = "body", 0
+        if self._timer is not None:
+            self._disarm()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        """The end of its body."""
+        self._part = ""
+        super().on_message_complete()
+
+    def _works(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def _arm(self) -> None:
+        self._timer = self.loop.call_later(HEAD_SECONDS, self._late)
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _late(self) -> None:
+        self._timer = None
+        if self._works():
+            self._arm()  # an earlier request of this connection, with a deadline of its own
+        elif self._part == "head":
+            found = f"no whole head after {HEAD_SECONDS:g} s"
+            self._turn_away(InvalidRequest(found, "a request's line and headers by then", "send them quicker", status=408))
+        else:
+            self.transport.close()
+
+    def _turn_away(self, error: CtError) -> None:
+        if not self._works():  # no answer within another's
+            status, body, headers = replies.refusal(error, replies.request_id(()))
+            data = orjson.dumps(body)
+            headers |= {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
+            lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+            self.transport.write(STATUS_LINE[status] + lines.encode() + b"\r\n" + data)
+        self.transport.close()
+
+
+def most_connections() -> int:
+    """How many connections one replica takes at once."""
+    return min(MOST_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
 class Door:
@@ -60,7 +158,7 @@ class Door:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             self._app,
-            http="httptools",
+            http=_Line,
             lifespan="off",
             access_log=False,
             log_config=None,

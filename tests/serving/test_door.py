@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import json
 import threading
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
+from listening import head, status
 from tiny import ROW, Project
 
 from ct import settings
@@ -138,3 +142,117 @@ def test_a_port_that_another_program_holds_is_told_and_tried_again(
         await asyncio.wait_for(open_, 30)
 
     asyncio.run(act())
+
+
+def opened(project: Project, place: settings.Settings, act: Callable[[Replica], Awaitable[Any]]) -> Any:
+    """`act` while the listener of a replica with a route is open."""
+
+    async def go() -> Any:
+        replica = Replica(place, "tiny")
+        listener = made(replica, place, [])
+        open_ = asyncio.create_task(listener.keep_open())
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{place.direct_port}") as client:
+            await answer(client)
+        try:
+            return await act(replica)
+        finally:
+            await listener.close()
+            await asyncio.wait_for(open_, 30)
+
+    project.first()
+    return asyncio.run(go())
+
+
+async def drip(place: settings.Settings, *parts: bytes, first: bytes = b"", every: float = 0.1) -> tuple[bytes, float]:
+    """What comes back, and after how many seconds the other side closes, when `parts` are sent one after the other, again and again."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", place.direct_port)
+    begun = time.monotonic()
+
+    async def send() -> None:
+        writer.write(first)
+        for part in itertools.cycle(parts):
+            await asyncio.sleep(every)
+            writer.write(part)
+
+    sending = asyncio.create_task(send())
+    said = b""
+    try:
+        async with asyncio.timeout(20):
+            while more := await reader.read(65536):
+                said += more
+    except ConnectionError:
+        pass
+    sending.cancel()
+    took = time.monotonic() - begun
+    writer.close()
+    return said, took
+
+
+POST = head("/predict", "content-type: application/json", f"content-length: {len(json.dumps(ROW))}")
+WHOLE = POST + json.dumps(ROW).encode()
+
+
+def test_a_request_s_head_must_come_in_time(
+    project: Project, place: settings.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slow headers, a connection that says nothing, empty lines after an answer, a body that goes on after its refusal: closed after a second,
+    while a request whose body takes longer is not."""
+    monkeypatch.setattr(door, "HEAD_SECONDS", 1.0)
+
+    async def act(_: Replica) -> tuple[list[tuple[bytes, float]], int]:
+        cases = [
+            drip(place, b"x-more: 1\r\n", first=b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"),
+            drip(place, b"", every=5),
+            drip(place, b"\r\n", first=WHOLE),
+            drip(place, b"x", first=WHOLE + b"GET /v2/"),
+            drip(place, b"x", first=head("/nowhere", "content-length: 1000000")),
+        ]
+        return await asyncio.gather(*cases), await patient()
+
+    async def patient() -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", place.direct_port)
+        body = json.dumps(ROW).encode()
+        writer.write(POST)
+        for at in range(0, len(body), 20):  # for longer than a head may take
+            await asyncio.sleep(0.25)
+            writer.write(body[at : at + 20])
+        line = await asyncio.wait_for(reader.readline(), 10)
+        writer.close()
+        return status(line)
+
+    (head_, silent, lines, partly, refused), waited = opened(project, place, act)
+    assert status(head_[0]) == 408
+    assert json.loads(head_[0].partition(b"\r\n\r\n")[2])["found"] == "no whole head after 1 s"
+    assert silent[0] == b""
+    assert status(lines[0]) == status(partly[0]) == 200
+    assert lines[0].count(b"HTTP/1.1") == 1
+    assert partly[0].count(b"HTTP/1.1") == 2, "an answer, and then that the next head did not come"
+    assert status(refused[0]) == 404
+    for _, took in (head_, silent, lines, partly, refused):
+        assert 0.9 < took < 5
+    assert waited == 200
+
+
+def test_a_head_has_a_size_and_a_replica_so_many_connections(
+    project: Project, place: settings.Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "HEAD_BYTES", 4096)
+    monkeypatch.setattr(door, "MOST_CONNECTIONS", 3)
+
+    async def act(_: Replica) -> tuple[bytes, bytes, int]:
+        long, _took = await drip(place, b"x-more: " + b"y" * 500 + b"\r\n", first=b"GET / HTTP/1.1\r\n", every=0.01)
+        held = [await asyncio.open_connection("127.0.0.1", place.direct_port) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        refused, _took = await drip(place, b"", every=5)
+        for _, writer in held:
+            writer.close()
+        await asyncio.sleep(0.1)
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{place.direct_port}") as client:
+            return long, refused, (await client.get("/v2/health/live")).status_code
+
+    long, refused, again = opened(project, place, act)
+    assert status(long) == 431
+    assert status(refused) == 503
+    assert b"retry-after: 1" in refused
+    assert json.loads(refused.partition(b"\r\n\r\n")[2])["found"] == "too many connections"
+    assert again == 200
