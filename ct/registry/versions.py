@@ -78,20 +78,25 @@ def register(
 def overrule(journal: Journal, pipeline: str, name: str, *, reason: str, approvers: Sequence[str] = ()) -> Version:
     """Let a version that failed its gate get traffic all the same. The journal keeps who, in which role, and why.
 
-    Only the `approvers` may, where some are named. Raises NotFound, Forbidden for anybody else, or Conflict without a reason.
+    Only the `approvers` may, where some are named; one who shows a token is told by its name. Raises NotFound, Forbidden for anybody else, or Conflict without a reason.
     """
     get(journal, pipeline, name)
+    journal.append(stream(pipeline), [overruling(journal, name, reason=reason, approvers=approvers)])
+    return get(journal, pipeline, name)
+
+
+def overruling(journal: Journal, name: str, *, reason: str, approvers: Sequence[str] = ()) -> New:
+    """The event by which a version is overruled, once it is known that this journal's actor may. Raises as `overrule`."""
     if not reason.strip():
         raise Conflict("an override without a reason", "one sentence that an auditor will read", "give --override 'REASON'")
-    if approvers and journal.actor not in approvers:
+    if approvers and journal.actor.partition(" (")[0] not in approvers:
         raise Forbidden(
             f"{journal.actor!r} may not overrule a gate",
             f"one of the approvers {sorted(approvers)}",
             "ask one of them to deploy it",
         )
     role = "approver" if approvers else "anyone: no approvers are named"
-    journal.append(stream(pipeline), [New("GateOverruled", {"version": name, "reason": reason, "role": role})])
-    return get(journal, pipeline, name)
+    return New("GateOverruled", {"version": name, "reason": reason, "role": role})
 
 
 def sign(journal: Journal, artifacts: Artifacts, pipeline: str, version: Version, *, reason: str) -> str:

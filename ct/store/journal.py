@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,6 +64,17 @@ class New:
     data: dict[str, Json]
 
 
+Watch = Callable[[sa.Connection, str, Sequence[New]], None]
+"""Called with each append's connection, stream and events before they are written; what it raises undoes the append."""
+
+
+class _Speaker(threading.local):
+    """In whose name this thread appends, and who watches it."""
+
+    actor: str = ""
+    watch: Watch | None = None
+
+
 class Journal:
     """The events of one project. Safe for several processes; every append is one transaction.
 
@@ -74,7 +86,7 @@ class Journal:
         self._url = url
         self._engine = database.engine(url)
         self._clock = clock or SystemClock()
-        self.actor = actor
+        self._actor, self._speaker = actor, _Speaker()
         if self._engine.dialect.name == "sqlite":
             sa.event.listen(self._engine, "connect", _sqlite_connect)
             sa.event.listen(self._engine, "begin", _sqlite_begin)
@@ -82,6 +94,22 @@ class Journal:
             if self._engine.dialect.name == "postgresql":
                 connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_SETUP)))
             _META.create_all(connection)
+
+    @property
+    def actor(self) -> str:
+        """Who appends: the one that this thread acts for, else the journal's own."""
+        return self._speaker.actor or self._actor
+
+    @contextmanager
+    def in_name_of(self, actor: str, watch: Watch | None = None) -> Iterator[None]:
+        """What this thread appends in the block is `actor`'s (its own when empty), and `watch` looks on in the same transactions."""
+        speaker = self._speaker
+        before = speaker.actor, speaker.watch
+        speaker.actor, speaker.watch = actor, watch
+        try:
+            yield
+        finally:
+            speaker.actor, speaker.watch = before
 
     def append(
         self, stream: str, events: Sequence[New], *, expected: int | None = None, guard: Guard | None = None
@@ -105,7 +133,9 @@ class Journal:
                     tried = ()
                     if guard is not None:
                         guard(connection)
-                    tried = self._append(connection, stream, events, expected)
+                    if (watch := self._speaker.watch) is not None:
+                        watch(connection, stream, events)
+                    tried = self.add(connection, stream, events, expected=expected)
                 return tried
             except Unavailable:
                 # SQLite has rolled back, after half a minute of waiting.
@@ -116,8 +146,11 @@ class Journal:
     def _holds(self, connection: sa.Connection, event: Event) -> bool:
         return connection.scalar(sa.select(_EVENTS.c.seq).where(_EVENTS.c.hash == event.hash)) is not None
 
-    def _append(self, connection: sa.Connection, stream: str, events: Sequence[New], expected: int | None) -> tuple[Event, ...]:
-        version = connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
+    def add(
+        self, connection: sa.Connection, stream: str, events: Sequence[New], *, expected: int | None = None
+    ) -> tuple[Event, ...]:
+        """Append within the transaction of another append, whose `connection` a guard or a watch was given. Raises Conflict as `append`."""
+        version = self.version(stream, connection)
         if expected is not None and version != expected:
             raise Conflict(f"stream {stream!r} is at version {version}", f"version {expected}", "read it again and decide anew")
         last = connection.execute(sa.select(_EVENTS.c.seq, _EVENTS.c.hash).order_by(_EVENTS.c.seq.desc()).limit(1)).first()
@@ -154,10 +187,12 @@ class Journal:
         for row in rows:
             yield _event(dict(row))
 
-    def version(self, stream: str) -> int:
-        """The number of events in `stream`."""
-        with self.reading() as connection:
-            return connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
+    def version(self, stream: str, connection: sa.Connection | None = None) -> int:
+        """The number of events in `stream`; as a transaction sees it, with its `connection`."""
+        if connection is None:
+            with self.reading() as own:
+                return self.version(stream, own)
+        return connection.scalar(sa.select(sa.func.max(_EVENTS.c.version)).where(_EVENTS.c.stream == stream)) or 0
 
     def head(self) -> int:
         """The newest event's seq, 0 for none."""

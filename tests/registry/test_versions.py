@@ -47,13 +47,14 @@ def test_only_an_approver_may_overrule_where_some_are_named(tmp_path: Path) -> N
     with pytest.raises(Forbidden, match="'test' may not"):
         versions.overrule(book, "p", "v1", reason="I want it", approvers=("alice",))
     assert not versions.get(book, "p", "v1").cleared
-    book.actor = "alice"
-    assert (
-        versions.overrule(book, "p", "v1", reason="seen by hand", approvers=("alice",)).override
-        == "alice (approver): seen by hand"
-    )
+    with book.in_name_of("alice"):
+        found = versions.overrule(book, "p", "v1", reason="seen by hand", approvers=("alice",))
+    assert found.override == "alice (approver): seen by hand"
+    with book.in_name_of("alice (admin)"):  # by a token of that name
+        found = versions.overrule(book, "p", "v1", reason="seen again", approvers=("alice",))
+    assert found.override == "alice (admin) (approver): seen again"
     roles = [event.data["role"] for event in book.read(versions.stream("p"), types=["GateOverruled"])]
-    assert roles == ["approver"]
+    assert roles == ["approver", "approver"]
 
 
 def test_aliases_follow_the_route(tmp_path: Path) -> None:
