@@ -137,10 +137,25 @@ def records(place: Place) -> Iterable[dict[str, Any]]:
 
 
 def live_quality(place: Place) -> dict[str, dict[str, Any]]:
-    """{version: the metrics of monitoring/performance.py} of what was answered live."""
+    """{version: the metrics of monitoring/performance.py} of what was answered live, as far as its truth has had its time.
+
+    That is the age at which 99 % of the labels were known when the version was trained. `young` counts the younger answers, which are left
+    out: of their truths only the early ones are known.
+    """
     joined, objective = labels.join(records(place)), place.pipeline.label.objective
+    now = max((max(row.t, row.known_at or 0) for row in joined.rows), default=0)
+    delays = _delays(place)
     quality = {}
     for version in sorted({row.version for row in joined.rows}):
         rows = [row for row in joined.rows if row.version == version]
-        quality[version] = performance.live(*labels.arrays(rows, objective), objective)
+        old = performance.cohort([row.event_time for row in rows], now, delays.get(version, 0))
+        mature = [row for row, kept in zip(rows, old, strict=True) if kept]
+        quality[version] = performance.live(*labels.arrays(mature, objective), objective) | {"young": len(rows) - len(mature)}
     return quality
+
+
+def _delays(place: Place) -> dict[str, int]:
+    """For each version the age in microseconds at which a truth was known, as its run learned it from the training rows."""
+    known = runs.all_runs(place.journal, place.pipeline.name)
+    told = {run.version: run.facts.get("report", {}).get("maturity", {}).get("hours", 0.0) for run in known if run.version}
+    return {version: round(hours * 3.6e9) for version, hours in told.items()}

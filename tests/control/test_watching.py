@@ -38,7 +38,7 @@ def place(tmp_path: Path) -> Iterator[Place]:
     trained = Profiles.of(asked(np.random.default_rng(1), 8000, oslo=0.0), profiled_by(line))
     inputs = {"shards": {"sales": []}, "snapshots": {}, "until": 0, "params": {}, "seed": 1, "code": "", "pipeline": ""}
     begun = runs.start(journal, line.name, cause="by hand", inputs=inputs)
-    facts = {"profile": artifacts.put(trained.to_bytes()), "report": {"candidate": {}}}
+    facts = {"profile": artifacts.put(trained.to_bytes()), "report": {"candidate": {}, "maturity": {"hours": 2.0}}}
     runs.registered(journal, line.name, begun.id, version="v1", facts=facts)
     routes.put(journal, routes.first(line.name, Arm(version="v1", manifest="")), cause="first")
     yield Place(line, settings, journal, artifacts)
@@ -86,3 +86,24 @@ def test_traffic_like_the_training_rows_has_not_drifted(place: Place) -> None:
     answer(place, asked(np.random.default_rng(3), 4000, oslo=0.0))
     found = watching.live_drift(place)
     assert (found["drifted"], found["slices"], found["cause"]) == ([], [], "")
+
+
+def test_live_quality_waits_until_truths_have_had_their_time(place: Place) -> None:
+    """Good answers are known to be so at once, bad ones after two hours: of the last two hours' answers only the good ones are known."""
+    hour, rng, inbox = 3_600_000_000, np.random.default_rng(4), Inbox(place.settings.inbox, "ab12")
+    blank = {"endpoint": place.pipeline.name, "version": "v1", "arm": "stable", "epoch": 1, "error": "", "key": "", "unit": ""}
+    told = []
+    for at in range(1000):
+        made, label = at * hour // 100, float(rng.random() < 0.5)
+        right = rng.random() < 0.7
+        score = round(abs(label - (0.1 if right else 0.9)), 1)
+        known = made + (0 if right else 2 * hour)
+        row = {"kind": "prediction", "id": f"p-{at}", "t": made, "event_time": made, "score": score, "context": {}}
+        told.append({**blank, **row, "request": {}, "features": {}})
+        if known <= 10 * hour:
+            told.append({"kind": "label", "id": f"p-{at}", "t": known, "value": label, "label": label, "known_at": known})
+    inbox.submit(told).result()
+    inbox.close()
+    seen = watching.live_quality(place)["v1"]
+    assert (seen["predictions"], seen["young"], seen["maturity"]) == (800, 200, 1.0)
+    assert seen["auroc"] == pytest.approx(0.7, abs=0.05), "with the young ones it would be 0.74"
