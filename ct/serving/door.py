@@ -41,7 +41,7 @@ class _Server(uvicorn.Server):
         yield
 
 
-class _Line(HttpToolsProtocol):
+class Line(HttpToolsProtocol):
     """A connection. Uvicorn waits for ever for a request's head, takes one of any size, and any number of connections: not so here.
 
     Its timer runs while a head is awaited that did not come whole, so that most requests of a kept connection need none.
@@ -158,7 +158,7 @@ class Door:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             self._app,
-            http=_Line,
+            http=Line,
             lifespan="off",
             access_log=False,
             log_config=None,
