@@ -33,10 +33,8 @@ def start(
         if dry_run:
             output.line(f"would start a rollout of {names} against {act.stable_name()}")
             return
-        for name in version if override else ():
-            act.overrule(name, override)
-        rollout = act.start_rollout(*version, apart=apart)
-        held = f", and holds: {rollout.cause}" if rollout.phase == "holding" else ""
+        rollout = act.start_rollout(*version, apart=apart, override=override)
+        held = f", and is {rollout.shown}: {rollout.cause}" if rollout.cause else ""
         output.line(f"rollout {rollout.id} of {names} against {rollout.baseline} has begun{held}")
 
 
@@ -117,7 +115,8 @@ def _line(name: str, data: dict[str, Any]) -> str:
     route, rollout = data["route"], data["rollout"]
     if route is None:
         return f"{name} is not deployed"
-    names = [route["stable"]["version"], *(share["arm"]["version"] for share in route["candidates"])]
+    left = [share for share in route["candidates"] if not share["out"]]
+    names = [route["stable"]["version"], *(share["arm"]["version"] for share in left)]
     shares = ", ".join(
         f"{arm} {version} {share:.4g}" for (arm, share), version in zip(data["shares"].items(), names, strict=True)
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ct.clock import Clock, SystemClock
-from ct.control import decide, filling, retrain, rollouts, runs, turning, watching
+from ct.control import decide, ending, filling, retrain, rollouts, runs, turning, watching
 from ct.control.arriving import Looks
 from ct.control.judging import Report, judge
 from ct.control.place import Place, Step
@@ -287,12 +287,10 @@ class Actor:
         return route
 
     def down(self) -> str:
-        """Stop the local Ray that ct started, and the endpoint with it."""
-        import ray
-
+        """Stop the local Ray that ct started, and the endpoint with it. A cluster of others that this process is connected to goes on."""
         from ct.serving import local
 
-        ray.shutdown()
+        vars(self).pop("serving", None)
         return "stopped" if local.stop(self.settings) else "nothing that ct started is running here"
 
     def served_epoch(self) -> int | None:
@@ -338,9 +336,9 @@ class Actor:
 
     def _activate(self, route: Route) -> None:
         self.serving.stage(route.stable.version, route.stable.manifest, route.stable.app)
-        for share in route.candidates:
+        for arm in route.arms[1:]:
             with suppress(Unavailable):  # a candidate that cannot be loaded gets nothing and keeps stable from nobody
-                self.serving.stage(share.arm.version, share.arm.manifest, share.arm.app)
+                self.serving.stage(arm.version, arm.manifest, arm.app)
         self.serving.activate(route)
 
     def _newest(self, name: str) -> versions.Version:
@@ -357,10 +355,10 @@ class Actor:
     def _judge(self) -> turning.Judging:
         return turning.Judging(self)
 
-    def start_rollout(self, version: str, *others: str, apart: bool = False) -> Rollout:
-        """Give cleared versions their first traffic by the pipeline's plan; `apart` in applications of their own."""
+    def start_rollout(self, version: str, *others: str, apart: bool = False, override: str = "") -> Rollout:
+        """Give cleared versions their first traffic by the pipeline's plan; see `rollouts.start`."""
         found = [versions.get(self.journal, self.pipeline.name, name) for name in (version, *others)]
-        return rollouts.start(self, *found, apart=apart)
+        return rollouts.start(self, *found, apart=apart, override=override)
 
     def judge(self) -> str:
         """Look at the evidence and take the rollout's next step."""
@@ -380,7 +378,7 @@ class Actor:
 
     def abort(self) -> str:
         """Take the canary's traffic back now."""
-        return rollouts.end(self, "aborted", "aborted by hand")
+        return ending.end(self, "aborted", "aborted by hand")
 
     def undo(self, to: str = "") -> str:
         """Make an earlier stable version stable again at once."""

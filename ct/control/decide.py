@@ -48,7 +48,9 @@ class Reconcile:
 
 @dataclass(frozen=True)
 class Judge:
-    """Look at the rollout's evidence and move it."""
+    """Look at the rollout's evidence and move it; a `paused` one is only taken back, when it does harm."""
+
+    paused: bool = False
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ def _work(pipeline: Pipeline, state: State) -> tuple[Action, ...]:
     actions: list[Action] = []
     if state.route is not None and state.served_epoch != state.route.epoch:
         actions.append(Reconcile())
-    if state.rollout is not None and state.rollout.phase != "paused":
-        actions.append(Judge())
+    if state.rollout is not None:
+        actions.append(Judge(paused=state.rollout.phase == "paused"))
     actions += [Ingest(arrival) for arrival in state.arrivals if not arrival.fault]
     actions += [CheckDrift(shard) for shard in state.undrifted]
     if actions:

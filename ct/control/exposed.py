@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from collections import Counter
 
@@ -11,7 +12,10 @@ from ct.serving import exposition
 from ct.serving.exposition import Sample, families, histogram
 from ct.store.journal import Journal
 
-PHASES = ("progressing", "paused", "holding", "promoted", "rolled_back", "aborted")
+PHASES = (
+    "pending", "warming", "shadowing", "progressing", "baking", "paused", "holding", "promoting", "rolling_back",
+    "promoted", "rolled_back", "aborted", "failed",
+)  # fmt: skip
 BOUNDS = (60.0, 300.0, 900.0, 3600.0, 10_800.0, 43_200.0, 86_400.0, 259_200.0, 604_800.0)
 """Upper bounds of a rollout's duration, seconds: a minute to a week."""
 
@@ -39,7 +43,7 @@ FAMILIES = families(
     (
         "ct_rollbacks_total",
         "counter",
-        "Rollouts that were rolled back or aborted, by the metric that did it, or by_hand, or other.",
+        "Rollouts that were rolled back or aborted, by the metric that did it, or by_hand, deadline, circuit, other.",
     ),
     ("ct_rollback_timestamp_seconds", "gauge", "When the latest rollout was rolled back or aborted; 0 for never."),
     ("ct_rollout_duration_seconds", "histogram", "From start to end of each rollout, by its outcome."),
@@ -70,7 +74,9 @@ def samples(journal: Journal, endpoint: str) -> list[Sample]:
 
 
 def reason(rollout: Rollout) -> str:
-    """Why a rollout was taken back: the metric whose evidence was over its limit, the furthest of them. Few words, for a label."""
+    """Why a rollout was taken back: the word that was kept, else the metric whose evidence was over its limit, the furthest of them."""
+    if rollout.reason:
+        return rollout.reason
     if rollout.outcome == "aborted":
         return "by_hand"
     over = [item for item in rollout.evidence if item["e_value"] >= item["limit"]]
@@ -78,7 +84,7 @@ def reason(rollout: Rollout) -> str:
 
 
 def _current(rollout: Rollout, where: dict[str, str]) -> list[Sample]:
-    now = rollout.phase if rollout.active else rollout.outcome
+    now = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", rollout.shown).lower() if rollout.active else rollout.outcome
     known = PHASES if now in PHASES else (*PHASES, now)
     made: list[Sample] = [("ct_rollout_phase", {**where, "phase": phase}, int(phase == now)) for phase in known]
     if rollout.active:

@@ -38,7 +38,7 @@ def run(act: Actor, *, every: float = 1.0, once: bool = False, say: Callable[[st
             if once and failures == MOST_FAILURES:
                 raise failed[-1]
             act.commit_predictions()
-            if once and not actions:
+            if once and not [action for action in actions if action != Judge(paused=True)]:  # that one waits for a person
                 return
             if failed or all(isinstance(action, Judge) for action in actions):
                 act.clock.sleep(every)

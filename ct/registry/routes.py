@@ -31,11 +31,17 @@ class Arm:
 
 @dataclass(frozen=True)
 class Share:
-    """A candidate's part: `weight` of WHOLE buckets of the traffic; with `shadow` it also scores what stable answers, unseen."""
+    """A candidate's part: `weight` of WHOLE buckets of the traffic; with `shadow` it also scores what stable answers, unseen.
+
+    `gap` are the buckets after its own that stay stable's, so that the candidates after it keep their users. One that is `out` was ended while
+    others go on: it keeps its place, which is its name, and nothing else.
+    """
 
     arm: Arm
     weight: int = 0
     shadow: bool = False
+    gap: int = 0
+    out: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,8 @@ class Route:
 
     def __post_init__(self) -> None:
         weights = [share.weight for share in self.candidates]
-        if any(not 0 <= weight <= WHOLE for weight in weights) or sum(weights) > WHOLE:
+        gaps = [share.gap for share in self.candidates]
+        if any(not 0 <= part <= WHOLE for part in (*weights, *gaps)) or sum(weights) + sum(gaps) > WHOLE:
             raise InvalidRequest(
                 f"weights {weights}", f"0 to {WHOLE}, together too", "give the shares in hundredths of a percent"
             )
@@ -87,7 +94,7 @@ class Route:
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The versions that must be ready, stable first."""
-        return (self.stable, *(share.arm for share in self.candidates))
+        return (self.stable, *(share.arm for share in self.candidates if not share.out))
 
     @property
     def share(self) -> float:
@@ -97,7 +104,7 @@ class Route:
     @property
     def shares(self) -> dict[str, int]:
         """Every arm's weight by its name; stable has what is left."""
-        given = {arm_name(at): share.weight for at, share in enumerate(self.candidates)}
+        given = {arm_name(at): share.weight for at, share in enumerate(self.candidates) if not share.out}
         return {STABLE: WHOLE - sum(given.values()), **given}
 
     def admits(self, context: Mapping[str, str | None]) -> bool:
@@ -144,6 +151,14 @@ class Route:
                 "start one with `ct rollout start`",
             )
         return replace(self.without_canary(), stable=found[0])
+
+    def dropping(self, version: str) -> Route:
+        """The next route: one of several candidates has nothing any more. The others keep their users, its own go to stable."""
+        shares = (
+            Share(share.arm, gap=share.weight + share.gap, out=True) if share.arm.version == version else share
+            for share in self.candidates
+        )
+        return self.with_candidates(tuple(shares))
 
     def without_canary(self) -> Route:
         """The next route: stable answers everything."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from ct.clock import duration
-from ct.registry.routes import WHOLE, Arm, Route, Share, arm_name
-from ct.rollout.plans import MANUAL, Plan, Stage, part_at
-from ct.rollout.verdict import Cell, Verdict
+from ct.registry.routes import CANARY, STABLE, WHOLE, Arm, Route, Share, arm_name
+from ct.rollout.plans import MANUAL, Plan, part_at
+from ct.rollout.verdict import Verdict
 
 Outcome = Literal["", "promoted", "rolled_back", "aborted"]
 
@@ -23,12 +23,18 @@ class Move:
     outcome: Outcome = ""
 
 
-def enter(plan: Plan, route: Route, canary: Arm, step: int, *others: Arm) -> Route:
-    """The route of `step`: each candidate's share, or its shadow, and who may get one. `others` are the candidates after the first."""
+def enter(plan: Plan, route: Route, canary: Arm, step: int, *others: Arm, gone: Collection[str] = ()) -> Route:
+    """The route of `step`: each candidate's share, or its shadow, and who may get one. `others` are the candidates after the first.
+
+    Those that are `gone` get nothing; what would be theirs stays stable's.
+    """
     stage = plan.stages()[step]
     part, _ = part_at(plan, step)
     shares = tuple(
-        Share(arm, percent * WHOLE // 100, stage.shadow) for arm, percent in zip((canary, *others), stage.weights, strict=True)
+        Share(arm, gap=percent * WHOLE // 100, out=True)
+        if arm.version in gone
+        else Share(arm, percent * WHOLE // 100, stage.shadow)
+        for arm, percent in zip((canary, *others), stage.weights, strict=True)
     )
     return replace(
         route.with_candidates(shares), only=dict(part.only), without=dict(part.without), override=tuple(part.override)
@@ -66,16 +72,16 @@ def paced(plan: Plan, step: int, verdict: Verdict, *, elapsed_s: float, passed_s
     return verdict
 
 
-def pairs(stage: Stage, cells: Sequence[Cell]) -> tuple[tuple[Cell, ...], ...]:
-    """For each candidate its cells beside stable's, as if the two were alone: the candidate is named canary, its weight is its share of both."""
-    if len(stage.weights) == 1:
-        return (tuple(cells),)
-    stable = 100 - sum(stage.weights)
-    return tuple(
-        tuple(
-            replace(cell, arm="stable" if cell.arm == "stable" else "canary", weight=percent / (percent + stable))
-            for cell in cells
-            if cell.arm in ("stable", arm_name(at))
-        )
-        for at, percent in enumerate(stage.weights)
-    )
+def as_pair(record: Mapping[str, Any], at: int, route: Route) -> Mapping[str, Any] | None:
+    """A record of the prediction log as if stable and the candidate in place `at` were alone under `route`, the one that it was answered under.
+
+    The candidate is named canary, its weight is its share of what both had. None for another candidate's; labels are as they were.
+    """
+    if record["kind"] != "prediction":
+        return record
+    name = arm_name(at)
+    if record["assigned"] not in (STABLE, name):
+        return None
+    ours, stable = route.shares.get(name, 0), route.shares[STABLE]
+    weight = round(ours * WHOLE / (ours + stable)) if ours + stable else 0
+    return {**record, "weight": weight, "assigned": STABLE if record["assigned"] == STABLE else CANARY}

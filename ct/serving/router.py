@@ -52,6 +52,9 @@ def assign(route: Route, unit: str, force: str = "", context: Mapping[str, str |
         if place < share.weight:
             return Assignment(arm_name(at))
         place -= share.weight
+        if place < share.gap:
+            return Assignment(STABLE)
+        place -= share.gap
     return Assignment(STABLE)
 
 

@@ -34,6 +34,8 @@ class Replicas:
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / "replicas.json"
+        self.count = 1
+        self.said: dict[str, Any] = {}
 
     def read(self) -> dict[str, Any]:
         return dict(json.loads(self.file.read_text())) if self.file.exists() else {"staged": [], "route": None}
@@ -51,14 +53,29 @@ class Replicas:
 
     def state(self) -> list[dict[str, Any]]:
         route = self.read()["route"]
-        return [{"epoch": route["epoch"], "versions": self.read()["staged"]}] if route else []
+        return [{"epoch": route["epoch"], "versions": self.read()["staged"], **self.said}] * self.count if route else []
 
-    def deploy_arm(self, arm: Arm, **_: Any) -> Arm:
+    def apart(self, arm: Arm) -> Arm:
         return Arm(arm.version, arm.manifest, f"apart-{arm.version}")
 
-    def remove_arm(self, arm: Arm, **_: Any) -> bool:
-        self._write(removed=arm.app)
+    def deploy_arm(self, arm: Arm, *, replicas: int = 1) -> Arm:
+        arm = self.apart(arm)
+        self._write(apps=self.read().get("apps", {}) | {arm.app: replicas})
+        return arm
+
+    def scale_arm(self, arm: Arm, replicas: int) -> bool:
+        if self.read()["apps"][arm.app] >= replicas:
+            return False
+        self._write(apps=self.read()["apps"] | {arm.app: replicas})
         return True
+
+    def arm_state(self, arm: Arm) -> tuple[int, str]:
+        return self.read()["apps"].get(arm.app, 0), ""
+
+    def remove_arm(self, arm: Arm, **_: Any) -> bool:
+        apps = self.read().get("apps", {})
+        self._write(apps={name: count for name, count in apps.items() if name != arm.app})
+        return arm.app in apps
 
 
 def actor(root: Path, plan: Any, **changed: Any) -> Actor:

@@ -80,11 +80,13 @@ def test_a_version_that_was_rolled_back_is_not_tried_again_nor_an_older_one() ->
     assert decide(LINE, state) == ()
 
 
-def test_a_paused_rollout_is_left_alone_and_holds_back_the_next_run() -> None:
+def test_a_paused_rollout_is_watched_and_holds_back_the_next_run() -> None:
     from dataclasses import replace
 
     paused = replace(ROLLOUT, phase="paused")
-    assert decide(LINE, State(route=ROUTE, served_epoch=3, rollout=paused, observed=Observed(new_rows=1000))) == ()
+    assert decide(LINE, State(route=ROUTE, served_epoch=3, rollout=paused, observed=Observed(new_rows=1000))) == (
+        Judge(paused=True),
+    )
 
 
 @pytest.mark.parametrize(

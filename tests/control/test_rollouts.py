@@ -109,7 +109,7 @@ def test_a_version_apart_is_deployed_first_and_removed_after(tmp_path: Path) -> 
     act.start_rollout("v2", apart=True)
     assert act.route().candidates[0].arm.app == "apart-v2"
     act.abort()
-    assert act.serving.read()["removed"] == "apart-v2"  # type: ignore[attr-defined]
+    assert act.serving.read()["apps"] == {}  # type: ignore[attr-defined]
 
 
 def test_segments_of_a_plan_must_be_declared(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ import pytest
 import ct
 from ct.evaluation.stats import rejected
 from ct.ids import canonical
+from ct.registry.routes import Arm, Share, first
 from ct.rollout.guards import Business, Guard
 from ct.rollout.look import look
 from ct.rollout.segments import LEAST, by_segment
+from ct.rollout.steps import as_pair
 from ct.rollout.tally import Tally, Worth
 from ct.rollout.verdict import ALPHA, Cell
 from ct.rollout.worth import gain
@@ -92,8 +94,13 @@ def test_e_bh_takes_the_longest_list_that_its_limits_allow() -> None:
 
 def test_each_candidate_of_an_a_b_test_has_its_own_verdict() -> None:
     plan = ct.AB(33, 33, guards=[ct.error_rate(max=0.9)], min_requests=100)
-    found = tally(np.random.default_rng(3), 6000, weight=6600, arms=("stable", "canary", "canary-2"), all=0.2)
-    bad, good = look(plan, found, step=0, elapsed_s=1.0)
+    told = list(records(np.random.default_rng(3), 6000, weight=3300, arms=("stable", "canary", "canary-2"), all=0.2))
+    stable, *candidates = (Arm(name, name) for name in ("v1", "v2", "v3"))
+    route = first("e", stable).with_candidates(tuple(Share(arm, 3333) for arm in candidates))
+    tallies = [Tally(5, {"p50": 1.0, "p99": 10.2}, segments=("carrier",)) for _ in candidates]
+    for at, found in enumerate(tallies):
+        found.add(pair for record in told if (pair := as_pair(record, at, route)) is not None)
+    bad, good = look(plan, *tallies, step=0, elapsed_s=1.0)
     assert (bad.decision, good.decision) == ("roll_back", "continue")
     assert bad.split is not None
     assert bad.split.ratio == pytest.approx(1.0, abs=0.05)
