@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -146,25 +147,44 @@ class Serving:
         self.deploy_arm(arm, **{name: value for name, value in known[-1].items() if name != "app"})
 
     def remove_arm(self, arm: Arm, *, seconds: float = DRAIN_SECONDS) -> bool:
-        """End a version apart once no route names it and no request uses it. Returns whether there was one.
+        """End a version apart once no replica's route names it and no request uses it. Returns whether there was one.
 
-        Raises Conflict while the route in force names it, Unavailable when it does not drain in time.
+        Raises Conflict while the journal's route names it, Unavailable when the replicas have not come to that route, or not answered what
+        they had begun, in time.
         """
         from ray import serve
 
-        name = arm.app
-        if not name or name not in serve.status().applications:
-            return False
-        route = routes.current(Journal(self._settings.database), self._endpoint)
-        if route is not None and any(named.app == name for named in route.arms):
-            raise Conflict(f"the route names {name}", "a route without it", "roll back or promote another version first")
-        until = time.monotonic() + seconds
-        while any(state["in_flight"].get(arm.version) for state in self.state()):
+        name, until, left = arm.app, time.monotonic() + seconds, ""
+        while name and name in serve.status().applications:
+            route = routes.current(Journal(self._settings.database), self._endpoint)
+            if route is not None and any(named.app == name for named in route.arms):
+                raise Conflict(f"the route names {name}", "a route without it", "roll back or promote another version first")
+            if not (left := self._still_asks(arm.version, route.epoch if route is not None else 0)):
+                serve.delete(name)
+                return True
             if time.monotonic() > until:
-                raise Unavailable(f"{arm.version} is still in use after {seconds:g} s", "its requests ended", "try again")
+                raise Unavailable(f"{name} may still be asked after {seconds:g} s: {left}", "nobody who needs it", "try again")
             time.sleep(0.1)
-        serve.delete(name)
-        return True
+        return False
+
+    def _still_asks(self, version: str, epoch: int) -> str:
+        """Who may still ask for a version that the route of `epoch` does not name: a replica with an older one, or with a request begun."""
+        from ray import serve
+
+        status = serve.status().applications.get(self._endpoint)
+        parts = status.deployments.values() if status is not None else ()
+        # One that starts begins with the newest route; one that stops takes nothing new.
+        there = sum(n for part in parts for state, n in part.replica_states.items() if state not in ("STARTING", "STOPPING"))
+        if not there:
+            return ""
+        states = []
+        with suppress(Unavailable):
+            states = self.state()
+        if len(states) < there:
+            return f"{there - len(states)} of {there} replicas do not answer"
+        if behind := sorted({state["epoch"] for state in states if state["epoch"] < epoch}):
+            return f"a replica goes by epoch {behind[0]} of {epoch}"
+        return "its requests have not ended" if any(state["in_flight"].get(version) for state in states) else ""
 
     def _broadcast(self, method: str, *args: Any, seconds: float) -> list[Any]:
         from ray import serve
