@@ -57,7 +57,9 @@ class Case:
 
 
 def _measure(home: Path, trials: int, on_ray: int) -> dict[str, Any]:
-    from ct.training import loop, models  # noqa: F401  before the forks, so that each has them at once
+    # before the forks, so that each has them at once
+    from ct import models  # noqa: F401
+    from ct.training import loop  # noqa: F401
 
     cases = []
     for case in _cases(home):

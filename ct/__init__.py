@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ct import models
     from ct.control.hooking import Hook
     from ct.control.triggers import Drift, Every, NewData
     from ct.data.checks import quarantine, warn
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from ct.pipeline import Label, Pipeline, SchemaPolicy, Table
     from ct.rollout.guards import business, error_rate, latency, quality, scores
     from ct.rollout.plans import AB, AllAtOnce, BlueGreen, Canary, Shadow, Step, Then
-    from ct.training import models
     from ct.training.declare import Search, Torch
     from ct.training.ensemble import Ensemble
     from ct.training.search import Asha, Bayes, Population, Random
@@ -180,7 +180,7 @@ _HOME = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name == "models":
-        return import_module("ct.training.models")
+        return import_module("ct.models")
     if name not in _HOME:
         raise AttributeError(f"module 'ct' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

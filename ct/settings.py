@@ -91,6 +91,10 @@ class Settings(BaseModel):
     max_model_bytes: int = Field(
         default=4 << 30, ge=0, description="Memory that the versions held in one replica may take together; 0 for any."
     )
+    runtime: Literal["onnx", "torch", "aot"] = Field(
+        default="onnx",
+        description="What runs models: ONNX Runtime, torch, or machine code that each node compiles with AOTInductor.",
+    )
     max_in_work: int = Field(
         default=128, ge=1, description="Requests that one replica works on at once; more are answered 503 with Retry-After."
     )

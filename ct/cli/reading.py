@@ -161,12 +161,25 @@ def _status_view(data: dict[str, Any]) -> None:
     )
     output.table(
         "versions",
-        ("version", "alias", "verdict", "metric", "at the gate", "live", "labelled", "run"),
+        ("version", "alias", "verdict", "metric", "at the gate", "live", "labelled", "runtime", "run"),
         (
-            (v["version"], v["alias"], v["verdict"], m := v["metric"], v[m], v[f"live_{m}"], v["labelled"], v["run"])
+            (
+                v["version"],
+                v["alias"],
+                v["verdict"],
+                m := v["metric"],
+                v[m],
+                v[f"live_{m}"],
+                v["labelled"],
+                v["runtime"],
+                v["run"],
+            )
             for v in data["versions"]
         ),
     )
+    for v in data["versions"]:
+        if v.get("instead"):
+            output.line(f"{v['version']} is held by {v['runtime']}: {v['instead']}")
     if data["route"]:
         output.line(
             f"route: epoch {data['route']['epoch']}, stable {data['route']['stable']}, canary {data['route']['canary']}"

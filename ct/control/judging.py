@@ -108,7 +108,7 @@ class _Judging:
         self.place, self.data, self.model = place, data, candidate
         self.gate: gate.Gate = place.pipeline.gate
         self.objective: Objective = place.pipeline.label.objective
-        self.warnings: list[str] = []
+        self.warnings: list[str] = [f"{candidate.runtime} serves it: {candidate.instead}"] if candidate.instead else []
         self.faults: list[str] = []
         self.champion = self._loaded()
         self.mask, self.window = self._unseen()

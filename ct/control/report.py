@@ -12,7 +12,7 @@ from ct.errors import CtError, NotFound
 from ct.monitoring.performance import HEADLINE
 from ct.objectives import Objective
 from ct.pipeline import Pipeline
-from ct.registry import files, routes, versions
+from ct.registry import files, held, routes, versions
 from ct.serving import answers
 from ct.settings import Settings
 from ct.store import lineage
@@ -37,10 +37,14 @@ def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> d
         data["verified"] = {"events": journal.verify(), "files": _verify_files(here)}
     route = routes.current(journal, name)
     alias, live = versions.alias(journal, name), watching.live_quality(here)
+    held_by = _runtimes(here)
     return data | {
         "pipeline": name,
         "tables": [_table(journal, table.name) for table in pipeline.all_tables],
-        "versions": [_version(item, alias, live, pipeline.label.objective) for item in versions.all_versions(journal, name)],
+        "versions": [
+            _version(item, alias, live, pipeline.label.objective) | held_by.get(item.manifest, {"runtime": settings.runtime})
+            for item in versions.all_versions(journal, name)
+        ],
         "route": {
             "epoch": route.epoch,
             "stable": route.stable.version,
@@ -63,6 +67,16 @@ def status(settings: Settings, pipeline: Pipeline, *, verify: bool = False) -> d
             {"at": event.at.isoformat(timespec="seconds"), **event.data}
             for event in journal.read(f"alert/{name}", types=["AlertRaised"])
         ][-5:],
+    }
+
+
+def _runtimes(here: Place) -> dict[str, dict[str, str]]:
+    """By manifest, the runtime that holds a version where replicas told of one, and why where it is not the one asked for."""
+    told, wanted = held.told(here.journal, here.pipeline.name), here.settings.runtime
+    found = {manifest: item for manifest, item in told.items() if item.wanted == wanted}
+    return {
+        manifest: {"runtime": item.runtime, **({"instead": item.instead} if item.instead else {})}
+        for manifest, item in found.items()
     }
 
 

@@ -6,6 +6,7 @@ Only an archive out of a verified set may be loaded: what it holds is executed. 
 from __future__ import annotations
 
 import builtins
+import importlib
 import importlib.util
 import io
 import json
@@ -107,12 +108,39 @@ def loaded(data: bytes) -> Pipeline | None:
         return _loaded(data)
 
 
+def named(data: bytes, module: str, name: str) -> Any:
+    """What a module of an archive, or else of an installed package, calls `name`, which may have dots. Raises Corrupt when it cannot be had here."""
+    with _ALONE:
+        modules = _modules(data)
+        try:
+            found: Any = modules.import_(module)
+            for part in name.split("."):
+                found = getattr(found, part)
+        except Exception as error:  # a user's file may raise anything
+            raise _unrunnable(error) from error
+    return found
+
+
+@lru_cache(maxsize=16)
+def _modules(data: bytes) -> _Modules:
+    return _Modules(Code.from_bytes(data))
+
+
+def _unrunnable(error: Exception) -> Corrupt:
+    said = error.found if isinstance(error, CtError) else f"{type(error).__name__}: {error}"
+    return Corrupt(
+        f"the version's code cannot be run here: {said}",
+        "code that needs its own modules and installed packages only",
+        "install what it needs; let it open no other files when it is imported",
+    )
+
+
 @lru_cache(maxsize=16)
 def _loaded(data: bytes) -> Pipeline | None:
-    code = Code.from_bytes(data)
+    modules = _modules(data)
+    code = modules.code
     if not code.main:
         return None
-    modules = _Modules(code)
     try:
         with modules.known():
             found = getattr(modules.load(Path(code.main).stem, code.main), code.variable, None)
@@ -121,12 +149,7 @@ def _loaded(data: bytes) -> Pipeline | None:
                 for feature in found.features:
                     getattr(_innermost(feature), "source", None)
     except Exception as error:  # a user's file may raise anything
-        said = error.found if isinstance(error, CtError) else f"{type(error).__name__}: {error}"
-        raise Corrupt(
-            f"the version's code cannot be run here: {said}",
-            "code that needs its own modules and installed packages only",
-            "install what it needs; let it open no other files when it is imported",
-        ) from error
+        raise _unrunnable(error) from error
     if not isinstance(found, Pipeline):
         raise Corrupt(f"the version's code has no ct.Pipeline called {code.variable!r}", "one", "train again")
     return found
@@ -140,10 +163,11 @@ class _Modules:
     """The modules of one archive. An import within them finds them first, now and whenever their functions are called."""
 
     def __init__(self, code: Code) -> None:
-        self._code = code
+        self.code = code
         self._folder = tempfile.TemporaryDirectory(prefix="ct-code-")  # functions' sources are read from files
         code.write(Path(self._folder.name))
         self._made: dict[str, ModuleType] = {}
+        self._broken: list[str] = []
         self._builtins = {**vars(builtins), "__import__": self._import}
 
     @contextmanager
@@ -155,11 +179,19 @@ class _Modules:
             try:
                 yield
             finally:
-                for name in self._made:
+                for name in (*self._made, *self._broken):
                     if name in before:
                         sys.modules[name] = before[name]
                     else:
                         sys.modules.pop(name, None)
+                self._broken.clear()
+
+    def import_(self, name: str) -> ModuleType:
+        """The module of that dotted name: of the archive, or else of what is installed. Raises what the import raises."""
+        if not self._has(name.partition(".")[0]):
+            return importlib.import_module(name)
+        with self.known():
+            return self.load(name)
 
     def load(self, name: str, main: str = "") -> ModuleType:
         """The module of that dotted name, or of the file `main`, run once. Raises ImportError when the archive has none."""
@@ -181,7 +213,12 @@ class _Modules:
         module.__dict__["_ct_modules"] = self  # who hashes a function's source needs `known`; and so the files stay
         self._made[name] = sys.modules[name] = module
         if file:
-            exec(compile(self._code.files[file], str(path), "exec"), module.__dict__)
+            try:
+                exec(compile(self.code.files[file], str(path), "exec"), module.__dict__)
+            except BaseException:  # half of a module is nobody's to go on with
+                del self._made[name]
+                self._broken.append(name)
+                raise
         if above is not None:
             setattr(above, last, module)
         return module
@@ -189,11 +226,11 @@ class _Modules:
     def _file(self, name: str) -> tuple[str, bool]:
         """A module's file, and whether it is a package; a folder without __init__.py is a package without a file."""
         path = name.replace(".", "/")
-        for number in self._code.numbers:
+        for number in self.code.numbers:
             for file, package in ((f"{number}/{path}/__init__.py", True), (f"{number}/{path}.py", False)):
-                if file in self._code.files:
+                if file in self.code.files:
                     return file, package
-        if any(file.partition("/")[2].startswith(f"{path}/") for file in self._code.files):
+        if any(file.partition("/")[2].startswith(f"{path}/") for file in self.code.files):
             return "", True
         raise ModuleNotFoundError(f"the version's code has no module {name!r}", name=name)
 

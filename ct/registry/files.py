@@ -19,6 +19,8 @@ GOLDEN = "golden.json"
 ONNX = "model.onnx"
 CODE = "code.zip"
 NAMES = (WEIGHTS, SPEC, ENCODER, GOLDEN, ONNX, CODE)
+REQUIRED = frozenset(NAMES) - {ONNX}
+"""A version whose module cannot be exported has no graph: torch runs it."""
 FORMAT = 2
 
 
@@ -28,7 +30,8 @@ class ModelSpec:
 
     `request` maps each request column to "number", "text" or "time"; `features` are the declared features as data
     (features/declare.py turns them back); `observe` maps each table's columns to their kinds, `personal` its personal columns to
-    "dropped", "keyed" or "own"; `table` is the predicted one. `calibration` is a part of the graph already, and stands here to be read.
+    "dropped", "keyed" or "own"; `table` is the predicted one. `calibration` is a part of the graph already. `model` says how the module is
+    built again from the weights (training/recipe.py; {} when it cannot be); `graph` why there is no ONNX graph, "" when there is one.
     """
 
     endpoint: str
@@ -46,6 +49,8 @@ class ModelSpec:
     lineage: Mapping[str, Any] = field(default_factory=dict)
     objective: Mapping[str, Any] = field(default_factory=lambda: asdict(Objective()))
     calibration: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] = field(default_factory=dict)
+    graph: str = ""
     format: int = FORMAT
 
     def to_bytes(self) -> bytes:
@@ -68,8 +73,8 @@ def store(artifacts: Artifacts, files: Mapping[str, bytes]) -> str:
 
     Raises Corrupt when a file is missing or comes back differently, Untrusted without a key to sign with.
     """
-    if missing := set(NAMES) - set(files):
-        raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {list(NAMES)}", "export it again")
+    if missing := REQUIRED - set(files):
+        raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {sorted(REQUIRED)}", "export it again")
     manifest = artifacts.put_set(files)
     artifacts.sign(manifest)
     fetch(artifacts, manifest)
@@ -82,6 +87,6 @@ def fetch(artifacts: Artifacts, manifest: str) -> dict[str, bytes]:
     Raises Untrusted, NotFound or Corrupt.
     """
     files = artifacts.get_signed(manifest)
-    if missing := set(NAMES) - set(files):
-        raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {list(NAMES)}", "export it again")
+    if missing := REQUIRED - set(files):
+        raise Corrupt(f"the model lacks {sorted(missing)}", f"the files {sorted(REQUIRED)}", "export it again")
     return files

@@ -30,7 +30,7 @@ from ct.registry.routes import Arm
 from ct.roles import Columns, History, Lookup
 from ct.serving.lanes import Lane
 from ct.serving.passes import Failed, said
-from ct.serving.runtime import Predictor
+from ct.serving.runtime import ONNX, Predictor, Wanted
 from ct.store.artifacts import Artifacts
 from ct.store.signing import Keys
 
@@ -132,6 +132,7 @@ class RemotePredictor(Predictor):
 
     remote: Remote = field(kw_only=True, compare=False, repr=False)
     alike: bool = field(kw_only=True, default=False)
+    there: str = field(kw_only=True, default=ONNX)
 
     near: ClassVar[bool] = False
 
@@ -149,11 +150,18 @@ class RemotePredictor(Predictor):
             spec=spec,
             features=features,
             encoder=Encoder.from_json(made[files.ENCODER]),
-            session=None,
+            engine=None,
             golden={},
+            instead=facts.get("instead", ""),
             remote=remote,
             alike=facts["steady"],
+            there=facts.get("runtime", ONNX),
         )
+
+    @property
+    def runtime(self) -> str:
+        """What runs it there."""
+        return self.there
 
     @cached_property
     def steady(self) -> bool:
@@ -201,7 +209,8 @@ class ArmReplica:
             resource.setrlimit(resource.RLIMIT_AS, (parsed.most_bytes, hard))
         place = settings.load(parsed.root, **parsed.options)
         store = Artifacts(place.place("artifacts"), Keys(place.trusted_keys))
-        self._predictor = Predictor.load(pinned.fetch(place, store, parsed.manifest))
+        wanted = Wanted(place.runtime, place.home / "compiled")
+        self._predictor = Predictor.load(pinned.fetch(place, store, parsed.manifest), wanted=wanted)
 
     async def score(
         self, rows: dict[str, NDArray[Any]], times: NDArray[np.int64], found: Sequence[Spans]
@@ -214,8 +223,9 @@ class ArmReplica:
             return said(error)
 
     async def facts(self) -> dict[str, Any]:
-        """The version's name, and whether rows may be scored together."""
-        return {"version": self._predictor.version, "steady": await asyncio.to_thread(lambda: self._predictor.steady)}
+        """The version's name, what runs it, and whether rows may be scored together."""
+        held, steady = self._predictor, await asyncio.to_thread(lambda: self._predictor.steady)
+        return {"version": held.version, "steady": steady, "runtime": held.runtime, "instead": held.instead}
 
     async def check_health(self) -> None:
         """Its first golden row, in time; beside the event loop, so that a model which hangs is found out."""
@@ -226,13 +236,14 @@ def build(
     place: settings.Settings, arm: Arm, *, replicas: int, runtime_env: Mapping[str, Any] | None = None, most_bytes: int = 0
 ) -> serve.Application:
     """The application of one version apart."""
-    given = {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url")}
+    given = {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url", "runtime")}
     args = ArmArgs(root=str(place.root), version=arm.version, manifest=arm.manifest, most_bytes=most_bytes, options=given)
     deployment = serve.deployment(
         name="arm",
         num_replicas=replicas,
         max_ongoing_requests=AT_ONCE,
         max_queued_requests=WAITING,
+        max_surge_percent=100,  # deployed anew with more processes, those that run go on until as many others do
         health_check_period_s=1,
         health_check_timeout_s=CHECK_SECONDS + 1,
         graceful_shutdown_timeout_s=5,

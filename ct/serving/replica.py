@@ -13,14 +13,16 @@ from ct.data import labels, predictions
 from ct.data.columns import from_rows
 from ct.errors import Corrupt, CtError, InvalidRequest, NotFound, Unavailable
 from ct.features import online
-from ct.registry import flags, pinned, routes
+from ct.registry import flags, held, pinned, routes
 from ct.registry.flags import Flags
+from ct.registry.held import Held
 from ct.registry.routes import STABLE, Arm, Route
 from ct.serving import answers, scrape, veil
 from ct.serving.answering import Answering
 from ct.serving.answers import Answer
 from ct.serving.exposition import Sample
 from ct.serving.passes import said
+from ct.serving.runtime import ONNX, Wanted
 from ct.serving.slots import Live, Reach, Slots
 from ct.serving.telemetry import Telemetry
 from ct.settings import Settings
@@ -32,6 +34,8 @@ POLL_SECONDS, HEED_SECONDS = 1.0, 0.25
 LOAD_SECONDS, RETRY_SECONDS = 5.0, 10.0
 """How long a polled route waits for its candidates to load, and how long until one that failed is tried again."""
 CHECK_SECONDS = 2.0
+PLATFORMS = {"onnx": "onnxruntime", "torch": "pytorch", "aot": "pytorch_aotinductor"}
+"""What the Open Inference Protocol's metadata calls the runtimes."""
 
 
 class Replica:
@@ -47,11 +51,13 @@ class Replica:
             fetch=lambda manifest: pinned.fetch(settings, store, manifest),
             reach=reach,
             most_bytes=settings.max_model_bytes,
+            wanted=Wanted(settings.runtime, settings.home / "compiled"),
         )
         self.telemetry = Telemetry(endpoint)
         self._journal: Journal | None = None
         self._pinned_epoch, self._flags_seen = 0, -1
         self._order: tuple[int, int, int] | None = None
+        self._told: set[str] = set()
         self._online = online.opened(settings)
         self._inbox = predictions.Inbox(settings.inbox, self.name)
         self.answering = Answering(
@@ -84,7 +90,7 @@ class Replica:
             if route.stable.app:
                 return self.slots.epoch  # it is asked through the event loop, which does not run yet: polling does it
             self.stage(route.stable.version, route.stable.manifest, route.stable.app)
-            self._load([share.arm for share in route.candidates if not share.arm.app])
+            self._load([arm for arm in route.arms[1:] if not arm.app])
             self.activate(route)
             self._pin()
         return self.slots.epoch
@@ -158,6 +164,16 @@ class Replica:
             found = f"{version} cannot be loaded: {said(error)}"
             raise Corrupt(found, "files that this machine can run", "see the candidate's code; train it again") from error
 
+    def _tell(self) -> None:
+        """Journal which runtime holds a version, once for each, where it is not what a reader expects. Raises Unavailable."""
+        for slot in self.slots.loaded.values():
+            wanted, model = self.settings.runtime, slot.predictor
+            if slot.manifest not in self._told and self._journal is not None:
+                if (model.runtime, wanted) != (ONNX, ONNX):
+                    known = Held(model.version, slot.manifest, model.runtime, wanted, model.instead)
+                    held.tell(self._journal, self.endpoint, known)
+                self._told.add(slot.manifest)
+
     def _refused(self, version: str, manifest: str, error: Exception) -> None:
         if self._journal is None:
             return
@@ -211,6 +227,7 @@ class Replica:
                 self.slots.refresh()
                 self.slots.drain()
                 await asyncio.to_thread(self._pin)
+                await asyncio.to_thread(self._tell)
             except Exception as error:  # the loop is a repair and must outlive any fault; what it met is shown by /metrics
                 self.telemetry.fault(type(error).__name__)
 
@@ -289,8 +306,11 @@ class Replica:
             "shown": {STABLE: live.stable.predictor.version, **_shown(live)} if live else {},
             "bytes": self.slots.size,
             "versions": sorted(self.slots.loaded),
+            "runtimes": {version: slot.predictor.runtime for version, slot in self.slots.loaded.items()},
+            "instead": {version: why for version, slot in self.slots.loaded.items() if (why := slot.predictor.instead)},
             "in_flight": {version: slot.in_flight for version, slot in self.slots.loaded.items()},
             "circuit_open": bool(live and any(circuit.open for circuit in live.circuits.values())),
+            "circuits": {arm: circuit.open for arm, circuit in live.circuits.items() if circuit.limit} if live else {},
         }
 
     # -- data
@@ -340,7 +360,7 @@ class Replica:
         return {
             "name": self.endpoint,
             "versions": sorted(self.slots.loaded),
-            "platform": "onnxruntime",
+            "platform": PLATFORMS[self.slots.require().stable.predictor.runtime],
             "inputs": [{"name": name, "datatype": types[kind], "shape": [-1]} for name, kind in spec.request.items()],
             "outputs": answers.outputs(self.slots.require().stable.predictor.objective),
         }

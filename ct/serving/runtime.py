@@ -66,6 +66,9 @@ class Wanted:
     folder: Path | None = None
 
 
+USUAL = Wanted()
+
+
 @dataclass(frozen=True)
 class Predictor:
     """One model version, ready to score. Safe for several threads."""
@@ -82,9 +85,7 @@ class Predictor:
     """Does it run in this process?"""
 
     @staticmethod
-    def load(
-        made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict, wanted: Wanted = Wanted()
-    ) -> Predictor:
+    def load(made: Mapping[str, bytes], code: Callable[[], Mapping[str, Own]] = dict, wanted: Wanted = USUAL) -> Predictor:
         """The predictor of a version's files, its golden rows checked. Raises Corrupt when they come out differently.
 
         `made` must be verified, or just made: a user's own feature functions come from its archive of code, which is run, and only for
@@ -223,12 +224,12 @@ def features_of(spec: ModelSpec, archive: bytes, code: Callable[[], Mapping[str,
 def engine_of(made: Mapping[str, bytes], spec: ModelSpec, wanted: Wanted) -> tuple[Engine, str]:
     """What runs a version: the wanted runtime, or the first that can hold it of those that stand in for it, and then why.
 
-    Raises Corrupt when none can, with what the first one said.
+    Raises Corrupt when none can.
     """
     makers: dict[str, Callable[[], Engine]] = {
         ONNX: lambda: _onnx(made, spec),
-        TORCH: lambda: _eager(made),
-        AOT: lambda: _compiled(made, wanted.folder),
+        TORCH: lambda: _eager(made, spec),
+        AOT: lambda: _compiled(made, spec, wanted.folder),
     }
     faults: list[tuple[str, CtError]] = []
     for name in ORDER[wanted.runtime]:
@@ -236,8 +237,10 @@ def engine_of(made: Mapping[str, bytes], spec: ModelSpec, wanted: Wanted) -> tup
             return makers[name](), "; ".join(f"{runtime}: {fault.found}" for runtime, fault in faults)
         except (Corrupt, Unavailable) as error:
             faults.append((name, error))
-    first = next((fault for name, fault in faults if name == ONNX), faults[0][1])
-    raise Corrupt("; ".join(fault.found for _, fault in faults), first.expected, first.remedy) from None
+    graph = dict(faults)[ONNX]
+    if not spec.model:
+        raise graph
+    raise Corrupt("; ".join(fault.found for _, fault in faults), graph.expected, graph.remedy) from None
 
 
 def _onnx(made: Mapping[str, bytes], spec: ModelSpec) -> Engine:
@@ -247,15 +250,17 @@ def _onnx(made: Mapping[str, bytes], spec: ModelSpec) -> Engine:
     return _Graph(session, tuple(node.name for node in session.get_inputs()))
 
 
-def _eager(made: Mapping[str, bytes]) -> Engine:
-    if not made[files.WEIGHTS] or not ModelSpec.from_bytes(made[files.SPEC]).model:
-        raise Corrupt("the spec does not say how the module is built", "a recipe and weights", "train again")
+def _eager(made: Mapping[str, bytes], spec: ModelSpec) -> Engine:
+    if not spec.model:  # torch need not be loaded to find that out
+        raise Corrupt("the spec does not say how the module is built", "a recipe", "train again, with a class that has a name")
     from ct.models.restoring import Eager, restored
 
     return Eager(restored(made))
 
 
-def _compiled(made: Mapping[str, bytes], folder: Path | None) -> Engine:
+def _compiled(made: Mapping[str, bytes], spec: ModelSpec, folder: Path | None) -> Engine:
+    if not spec.model:
+        raise Corrupt("the spec does not say how the module is built", "a recipe", "train again, with a class that has a name")
     if folder is None:
         raise Unavailable("machine code can be kept nowhere here", "a folder on this node's disk", "name one")
     from ct.serving import compiled

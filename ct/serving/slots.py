@@ -14,7 +14,7 @@ from ct.errors import Conflict, Unavailable
 from ct.registry import files
 from ct.registry.routes import Arm, Route, Share, arm_name
 from ct.serving.router import Circuit
-from ct.serving.runtime import Predictor
+from ct.serving.runtime import USUAL, Predictor, Wanted
 from ct.store.artifacts import Artifacts
 
 STAGED_SECONDS = 900.0
@@ -89,15 +89,21 @@ class Live:
 class Slots:
     """The versions of one replica. `fetch` gives their files, from `artifacts` where it is not said; `reach` knows those that run elsewhere.
 
-    Together they may take `most_bytes` of memory, any number when 0.
+    Together they may take `most_bytes` of memory, any number when 0. They run on the `wanted` runtime, where it can hold them.
     """
 
     def __init__(
-        self, artifacts: Artifacts, *, fetch: Fetch | None = None, reach: Reach | None = None, most_bytes: int = 0
+        self,
+        artifacts: Artifacts,
+        *,
+        fetch: Fetch | None = None,
+        reach: Reach | None = None,
+        most_bytes: int = 0,
+        wanted: Wanted = USUAL,
     ) -> None:
         self._fetch: Fetch = fetch or (lambda manifest: files.fetch(artifacts, manifest))
         self.reach = reach
-        self._most = most_bytes
+        self._most, self._wanted = most_bytes, wanted
         self._loaded: dict[str, Slot] = {}
         self._route: Route | None = None
         self._live: Live | None = None
@@ -182,10 +188,10 @@ class Slots:
         self._require_room(arm.version, sum(map(len, made.values())))
         before = _resident()
         # Loading runs the golden rows, which warms it up.
-        predictor = Predictor.load(made)
+        predictor = Predictor.load(made, wanted=self._wanted)
         _ = predictor.steady  # measured now, not within a request
-        # Others allocate meanwhile too: no less than the graph, which the session keeps.
-        size = max(_resident() - before, len(made[files.ONNX]))
+        # Others allocate meanwhile too: no less than the graph, which the session keeps, or the weights.
+        size = max(_resident() - before, len(made.get(files.ONNX, made[files.WEIGHTS])))
         self._require_room(arm.version, size)
         return Slot(arm.manifest, predictor, monotonic() - begun, monotonic(), size=size)
 

@@ -59,7 +59,11 @@ FAMILIES = families(
         "1 while an order on the node's disk keeps the candidates out (ct rollout abort --offline).",
     ),
     ("ct_resident_versions", "gauge", "Versions loaded in this replica."),
-    ("ct_resident_bytes", "gauge", "Memory that a loaded version takes, as measured when it was loaded."),
+    (
+        "ct_resident_bytes",
+        "gauge",
+        "Memory that a loaded version takes, as measured when it was loaded, by the runtime that holds it.",
+    ),
     ("ct_online_newest_timestamp_seconds", "gauge", "Event time of the newest row in the online store, by source."),
     ("ct_online_filled_timestamp_seconds", "gauge", "When the online store last took a row, by source."),
 )
@@ -206,7 +210,8 @@ class Telemetry:
     def _held(self, slots: Slots) -> list[Sample]:
         loaded = sorted(slots.loaded.items())
         made: list[Sample] = [("ct_inflight_requests", {"version": version}, slot.in_flight) for version, slot in loaded]
-        made += [("ct_resident_bytes", {"version": version}, slot.size) for version, slot in loaded]
+        held = [({"version": version, "runtime": slot.predictor.runtime}, slot.size) for version, slot in loaded]
+        made += [("ct_resident_bytes", labels, size) for labels, size in held]
         return [*made, ("ct_resident_versions", {}, len(loaded))]
 
     def _route(self, slots: Slots, live: Live | None) -> list[Sample]:

@@ -1,11 +1,7 @@
-"""From a declaration to a module, and a trained module's raw outputs."""
+"""From a declaration to a module, and a trained module's raw outputs. The module itself is built in ct/models, which serving shares."""
 
 from __future__ import annotations
 
-import inspect
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +12,10 @@ from torch import nn
 
 from ct.errors import TrainingFailed
 from ct.features.encode import Shape
+from ct.models import building
+from ct.models.building import Part, Recipe, reported
 from ct.objectives import BINARY, Objective
 from ct.training import checkpoint, losses
-from ct.training.combined import Combined
 from ct.training.data import TrainingSet
 from ct.training.declare import Torch
 from ct.training.ensemble import Ensemble
@@ -27,32 +24,18 @@ _CHUNK = 65_536
 
 
 def construct(model: Torch | Ensemble, shape: Shape, objective: Objective = BINARY) -> nn.Module:
-    """The module with its seeded first weights. Raises TrainingFailed with the user's own error when it cannot be built.
-
-    `sequences` and `objective`, the objective's kind, are given to a class that names them; for others sequences are flat numbers.
-    """
-    if isinstance(model, Ensemble):
-        members = [construct(part, shape, objective) for part in model.members]
-        return Combined(members, objective, model.how == "stacked")
-    torch.manual_seed(model.seed)
-    more: dict[str, Any] = {"outputs": objective.outputs} if objective.outputs > 1 else {}
-    named = inspect.signature(model.module_class).parameters
-    if shape.sequences and "sequences" in named:
-        more["sequences"] = [[list(step) for step in steps] for steps in shape.sequences]
-    if "objective" in named and "objective" not in model.options:
-        more["objective"] = objective.kind
-    with _reported():
-        module: nn.Module = model.module_class(
-            numeric=shape.numeric, cardinalities=list(shape.cardinalities), **more, **dict(model.options)
-        )
-    return module
+    """The declared module with its seeded first weights, see `models.building.construct`."""
+    return building.construct(_recipe(model), shape, objective)
 
 
 def loaded(model: Torch | Ensemble, shape: Shape, objective: Objective, weights: checkpoint.Tensors) -> nn.Module:
     """The module with trained weights, ready to predict."""
-    module = construct(model, shape, objective).eval()
-    module.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in weights.items()})
-    return module
+    return building.loaded(_recipe(model), shape, objective, weights)
+
+
+def _recipe(model: Torch | Ensemble) -> Recipe:
+    parts = tuple(Part(part.module_class, dict(part.options), part.seed) for part in model.members)
+    return Recipe(parts, model.how if isinstance(model, Ensemble) else "")
 
 
 def build(model: Torch, rows: TrainingSet, objective: Objective = BINARY) -> nn.Module:
@@ -60,7 +43,7 @@ def build(model: Torch, rows: TrainingSet, objective: Objective = BINARY) -> nn.
     module = construct(model, rows.shape, objective)
     few = slice(0, min(8, len(rows)))
     numeric, category = torch.from_numpy(rows.numeric[few].copy()), torch.from_numpy(rows.category[few].copy())
-    with _reported(), torch.no_grad():
+    with reported(), torch.no_grad():
         shape = tuple(module.eval()(numeric, category).shape)
     expected = (len(numeric), objective.outputs) if objective.outputs > 1 else (len(numeric),)
     if shape != expected:
@@ -70,20 +53,6 @@ def build(model: Torch, rows: TrainingSet, objective: Objective = BINARY) -> nn.
             "squeeze the output" if objective.outputs == 1 else "give one output for each class or quantile",
         )
     return module
-
-
-@contextmanager
-def _reported() -> Iterator[None]:
-    """A user's module may raise anything; it is reported with its line, not traced."""
-    try:
-        yield
-    except Exception as error:
-        where = traceback.extract_tb(error.__traceback__)[-1]
-        raise TrainingFailed(
-            f"the model raised {type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})",
-            "model(numeric=F, cardinalities=[...], **options) and forward(numeric [n, F], category [n, C]) -> logits [n]",
-            "mend the model's module",
-        ) from error
 
 
 def raw(model: Torch | Ensemble, objective: Objective, weights: checkpoint.Tensors, folder: Path) -> NDArray[Any]:

@@ -209,7 +209,7 @@ class Torch:
     def module_class(self) -> Any:
         """The module's class; a ready one is imported now."""
         if isinstance(self.model, str):
-            from ct.training import models
+            from ct import models
 
             return getattr(models, self.model)
         return self.model

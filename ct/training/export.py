@@ -1,20 +1,24 @@
-"""A trained model as files: safetensors weights, spec, encoder, golden rows, and the ONNX graph that serving runs."""
+"""A trained model as files: safetensors weights, spec, encoder, golden rows, and the ONNX graph that serving runs where it can be made."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
-from ct.errors import TrainingFailed
+from ct.errors import CtError, TrainingFailed
 from ct.features.encode import Shape
 from ct.ids import canonical
 from ct.objectives import BINARY, PLAIN, Calibration, Objective
 from ct.training import warm
 from ct.training.declare import Torch, pickled
+from ct.training.ensemble import Ensemble
+from ct.training.recipe import recipe
 from ct.training.trainer import Trained
 
 TOLERANCE = 1e-6
@@ -22,7 +26,7 @@ TOLERANCE = 1e-6
 
 def files(
     trained: Trained,
-    model: Torch,
+    model: Torch | Ensemble,
     *,
     objective: Objective = BINARY,
     calibration: Calibration = PLAIN,
@@ -32,28 +36,52 @@ def files(
 ) -> dict[str, bytes]:
     """The files of a version. `golden` has "features" {name: values}, "numeric" [m, F], "category" [m, C], "shape"; the scores are added here.
 
-    Raises TrainingFailed when the graph's scores and torch's differ by more than 1e-6 of their size (see Calibration.gap).
+    The spec gets the model's recipe. A module that cannot be exported, or whose graph's scores differ from torch's by more than 1e-6 of
+    their size (see Calibration.gap), has no graph: the spec says why, and torch serves it. Raises TrainingFailed where that cannot be
+    either, because the module cannot be found by name.
     """
     weights = {name: np.asarray(value, order="C") for name, value in trained.weights.items()}
     rows = np.asarray(golden["numeric"]), np.asarray(golden["category"])
-    graph, scores = warm.call(_onnx, *pickled(model), objective, calibration, weights, golden["shape"], *rows)
-    return {
+    made = warm.call(_made, *pickled(model), objective, calibration, weights, golden["shape"], *rows)
+    told = recipe(model)
+    if made.fault and not told:
+        raise TrainingFailed(
+            f"the model has no ONNX graph ({made.fault}), and its class cannot be found by name",
+            "a graph, or a class at the top of a file with options of plain data, which torch can serve",
+            "use layers that ONNX can express exactly, without branches on values; or move the class",
+        )
+    found = {
         "weights.safetensors": save(weights),
-        "spec.json": spec,
+        "spec.json": canonical(json.loads(spec) | {"model": told, "graph": made.fault}).encode(),
         "encoder.json": encoder,
-        "golden.json": canonical({"features": golden["features"], "score": scores.tolist()}).encode(),
-        "model.onnx": graph,
+        "golden.json": canonical({"features": golden["features"], "score": made.scores.tolist()}).encode(),
     }
+    return found if made.fault else {**found, "model.onnx": made.graph}
 
 
-def _onnx(model: bytes, paths: tuple[str, ...], *args: Any) -> tuple[bytes, NDArray[Any]]:
+@dataclass(frozen=True)
+class _Made:
+    """A graph and torch's own scores of the golden rows; `fault` says why there is no graph."""
+
+    graph: bytes
+    scores: NDArray[Any]
+    fault: str = ""
+
+
+def _made(model: bytes, paths: tuple[str, ...], objective: Objective, calibration: Calibration, *args: Any) -> _Made:
+    """Runs in the warm process."""
     from ct.training.declare import unpickled
 
-    return onnx(unpickled(model, paths), *args)
+    scorer, scores, rows = _scored(unpickled(model, paths), objective, calibration, *args)
+    try:
+        return _Made(_checked(scorer, scores, rows, objective, calibration), scores)
+    except Exception as error:  # the exporter raises many kinds, and each module fails in its own way
+        said = error.found if isinstance(error, CtError) else f"{type(error).__name__}: {error}"
+        return _Made(b"", scores, (said.strip().splitlines() or [""])[0][:300])
 
 
 def onnx(
-    model: Torch,
+    model: Torch | Ensemble,
     objective: Objective,
     calibration: Calibration,
     weights: Mapping[str, NDArray[Any]],
@@ -66,52 +94,40 @@ def onnx(
     Inputs "numeric" float32 [n, F] and "category" int64 [n, C], output "score" [n] or [n, k], any n: float32, and float64 for numbers and
     quantiles, so that a large one keeps its digits. The graph's scores are
     compared with torch's for all golden rows at once and for the first alone, so that a batch size baked into the graph is found.
+    Raises TrainingFailed when they differ, and what the exporter raises.
     """
+    scorer, scores, rows = _scored(model, objective, calibration, weights, shape, numeric, category)
+    return _checked(scorer, scores, rows, objective, calibration), scores
+
+
+Rows = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+
+def _scored(
+    model: Torch | Ensemble,
+    objective: Objective,
+    calibration: Calibration,
+    weights: Mapping[str, NDArray[Any]],
+    shape: Shape,
+    numeric: NDArray[np.float32],
+    category: NDArray[np.int64],
+) -> tuple[Any, NDArray[Any], Rows]:
+    """The module that gives scores, and its scores of these rows."""
     import torch
 
+    from ct.models.scoring import scorer
     from ct.training.building import loaded
 
-    scorer = _scorer(loaded(model, shape, objective, weights), objective, calibration)
-    graph = _exported(scorer, numeric.shape[1], category.shape[1])
+    found = scorer(loaded(model, shape, objective, weights), objective, calibration)
     with torch.no_grad():
-        eager = scorer(torch.from_numpy(numeric.copy()), torch.from_numpy(category.copy())).numpy()
-    _compare(graph, numeric, category, eager, objective, calibration)
-    return graph, eager
+        scores = found(torch.from_numpy(numeric.copy()), torch.from_numpy(category.copy())).numpy()
+    return found, scores, (numeric, category)
 
 
-def _scorer(module: Any, objective: Objective, calibration: Calibration) -> Any:
-    """The module with its calibration, giving scores."""
-    import torch
-
-    def calibrated(score: Any) -> Any:
-        """The straight lines between the knots as a sum of ramps."""
-        x, y = np.array(calibration.knots), np.array(calibration.heights)
-        slopes = np.diff(y) / np.diff(x)
-        turns = torch.from_numpy(np.diff(np.concatenate([[0.0], slopes, [0.0]])))
-        ramps = torch.relu(score.double().unsqueeze(1) - torch.from_numpy(x)) * turns
-        return (torch.from_numpy(y[:1]) + ramps.sum(dim=1)).float()
-
-    # As tensors: the exporter writes plain numbers as float32, and a large center would lose its digits.
-    center, spread = (torch.tensor(value, dtype=torch.float64) for value in (calibration.center, calibration.spread))
-
-    shift = torch.tensor(calibration.shift or (0.0,), dtype=torch.float32)
-
-    class Scorer(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = module
-
-        def forward(self, numeric: Any, category: Any) -> Any:
-            raw = self.module(numeric, category)
-            if objective.kind == "binary":
-                score = torch.sigmoid(raw / calibration.temperature + shift)
-                return calibrated(score) if calibration.knots else score
-            if objective.kind == "classes":
-                return torch.softmax(raw / calibration.temperature + shift, dim=1)
-            found = center + spread * raw.double()
-            return torch.sort(found, dim=1).values if objective.kind == "quantiles" else found
-
-    return Scorer().eval()
+def _checked(scorer: Any, scores: NDArray[Any], rows: Rows, objective: Objective, calibration: Calibration) -> bytes:
+    graph = _exported(scorer, rows[0].shape[1], rows[1].shape[1])
+    _compare(graph, *rows, scores, objective, calibration)
+    return graph
 
 
 def _exported(scorer: Any, numeric: int, category: int) -> bytes:
@@ -167,6 +183,8 @@ def rehearse() -> None:
     """Export a small model, so that the exporter is loaded and its first, slow use is over."""
     import torch
 
+    from ct.models.scoring import scorer
+
     class Small(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -176,4 +194,4 @@ def rehearse() -> None:
         def forward(self, numeric: Any, category: Any) -> Any:
             return self.layer(torch.cat([numeric, self.embedding(category[:, 0])], dim=1)).squeeze(1)
 
-    _exported(_scorer(Small(), BINARY, PLAIN), 2, 1)
+    _exported(scorer(Small(), BINARY, PLAIN), 2, 1)

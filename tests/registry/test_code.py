@@ -136,6 +136,33 @@ def test_code_that_cannot_run_here_is_told(tmp_path: Path) -> None:
         code.loaded(archive(file))
 
 
+def test_a_module_of_it_is_had_by_name_the_same_that_the_pipeline_uses(tmp_path: Path) -> None:
+    data = archive(write(tmp_path / "a"))
+    line = code.loaded(data)
+    assert line is not None
+    assert code.named(data, "mine", "pipeline") is line
+    assert code.named(data, "parts.sides", "SIDES") == 100.0
+    assert code.named(data, "mine", "Step.__name__") == "Step"
+    assert code.named(data, "near", "LIMIT") == 10.0
+    assert "parts.sides" not in sys.modules
+    assert code.named(data, "pathlib", "Path") is Path, "what is no part of it is what is installed here"
+    for module, name in (("near", "nothing"), ("nowhere", "x"), ("parts.nothing", "x")):
+        with pytest.raises(Corrupt, match="cannot be run here"):
+            code.named(data, module, name)
+
+
+def test_a_module_that_broke_off_is_not_gone_on_with(tmp_path: Path) -> None:
+    file, sign = write(tmp_path / "a"), tmp_path / "sign"
+    (tmp_path / "a" / "near.py").write_text(f"LIMIT = 1.0\nopen({str(sign)!r})\n")
+    data = archive(file)
+    for _ in range(2):
+        with pytest.raises(Corrupt, match="FileNotFoundError"):
+            code.named(data, "near", "LIMIT")
+        assert "near" not in sys.modules
+    sign.touch()
+    assert code.named(data, "near", "LIMIT") == 1.0
+
+
 def test_too_much_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "a")
     file.write_text(PIPELINE + "#" * code.MOST_BYTES)

@@ -112,7 +112,7 @@ def test_a_candidate_whose_loading_breaks_is_told_as_such(project: Project, monk
     project.first()
     arm, replica = project.version("v2", 1.0), Replica(project.settings, "tiny")
 
-    def load(_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         raise MemoryError("no room")
 
     monkeypatch.setattr("ct.serving.slots.Predictor.load", load)

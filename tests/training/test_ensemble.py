@@ -16,13 +16,13 @@ from ct.errors import InvalidPipeline
 from ct.evaluation import stacking
 from ct.features.encode import Shape
 from ct.ids import fingerprint
+from ct.models import MLP
 from ct.objectives import BINARY, PLAIN, Objective
 from ct.training import building, export, joining, start, trainer
 from ct.training.code import code_digest
 from ct.training.data import TrainingSet
 from ct.training.declare import Search, Torch
 from ct.training.ensemble import seeded
-from ct.training.models import MLP
 from ct.training.trainer import Trained
 from delay_model import DelayNet
 

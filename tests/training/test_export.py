@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 from safetensors.numpy import load
+from torch import Tensor, nn
 
+from ct.errors import TrainingFailed
 from ct.features.encode import Shape
+from ct.models import MLP
 from ct.objectives import BINARY, PLAIN
 from ct.training import export
 from ct.training.building import construct
 from ct.training.code import code_digest
 from ct.training.declare import Torch
-from ct.training.models import MLP
+from ct.training.ensemble import Ensemble
+from ct.training.recipe import recipe
 from ct.training.trainer import Trained
 from delay_model import DelayNet
 
@@ -74,3 +80,61 @@ def test_the_code_digest_follows_the_module_and_its_neighbours(tmp_path: Path, m
     assert first == code_digest(Torch(module.Net))
     (tmp_path / "my_layers.py").write_text("class Layer: width = 3\n")
     assert code_digest(Torch(module.Net)) != first
+
+
+class Branching(nn.Module):
+    """A module that no graph expresses: it branches on a value."""
+
+    def __init__(self, numeric: int, cardinalities: list[int]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(numeric, 1)
+
+    def forward(self, numeric: Tensor, category: Tensor) -> Tensor:
+        raw: Tensor = self.layer(numeric).squeeze(1)
+        return raw if float(raw.sum()) > 0 else raw * 2
+
+
+def packed(model: Any) -> dict[str, bytes]:
+    numeric, category = golden()
+    weights = {name: value.numpy() for name, value in construct(model, SHAPE).state_dict().items()}
+    few = {"features": {}, "numeric": numeric, "category": category, "shape": SHAPE}
+    return export.files(Trained(weights, "", {}, ()), model, spec=b"{}", encoder=b"{}", golden=few)
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_a_module_that_cannot_be_exported_has_no_graph_and_says_why() -> None:
+    model = Torch(Branching)
+    made = packed(model)
+    assert "model.onnx" not in made
+    spec = json.loads(made["spec.json"])
+    assert spec["graph"]
+    assert spec["model"]["parts"] == [{"module": Branching.__module__, "name": "Branching", "options": {}, "seed": 0}]
+    numeric, _ = golden()
+    raw = construct(model, SHAPE).eval()(torch.from_numpy(numeric), None)
+    assert json.loads(made["golden.json"])["score"] == torch.sigmoid(raw).tolist()
+
+
+@pytest.mark.usefixtures("ray_local")
+def test_one_that_has_no_name_either_is_refused() -> None:
+    class Nameless(Branching):
+        pass
+
+    with pytest.raises(TrainingFailed, match=r"no ONNX graph .* cannot be found by name"):
+        packed(Torch(Nameless))
+
+
+def test_a_recipe_names_what_can_be_found_by_name_alone() -> None:
+    class Nameless(Branching):
+        pass
+
+    def parts(model: Any) -> list[dict[str, Any]]:
+        return [{name: part[name] for name in ("ready", "name") if name in part} for part in recipe(model).get("parts", ())]
+
+    assert parts(Torch("TabM")) == [{"ready": "TabM"}]
+    assert parts(Torch(MLP)) == [{"ready": "MLP"}], "a ready class is the same whatever it was declared by"
+    assert parts(Torch(DelayNet)) == [{"name": "DelayNet"}]
+    assert recipe(Torch(Nameless)) == recipe(Torch(DelayNet, options={"layer": nn.ReLU})) == {}
+    whole = recipe(Ensemble([Torch("TabM", options={"width": 8}, seed=3), Torch(DelayNet)], how="stacked"))
+    assert whole["how"] == "stacked"
+    assert whole["parts"][0] == {"ready": "TabM", "options": {"width": 8}, "seed": 3}
+    assert recipe(Ensemble([Torch("TabM"), Torch(Nameless)])) == {}

@@ -10,11 +10,12 @@ import torch
 from ct.errors import TrainingFailed
 from ct.evaluation.calibration import fit
 from ct.features.encode import Shape
+from ct.models import MLP
+from ct.models.scoring import scorer
 from ct.objectives import BINARY, PLAIN, Calibration, Objective
 from ct.training import export
 from ct.training.building import construct, loaded
 from ct.training.declare import Torch
-from ct.training.models import MLP
 
 SHAPE = Shape(5, (7, 4))
 CLASSES, NUMBER, QUANTILES = (
@@ -67,7 +68,7 @@ def test_the_graph_is_torch_and_the_calibration(objective: Objective, calibratio
 
 
 def test_a_graph_that_scores_differently_is_refused() -> None:
-    graph = export._exported(export._scorer(construct(Torch(MLP), SHAPE, NUMBER).eval(), NUMBER, PLAIN), 5, 2)
+    graph = export._exported(scorer(construct(Torch(MLP), SHAPE, NUMBER).eval(), NUMBER, PLAIN), 5, 2)
     numeric, category = np.zeros((3, 5), np.float32), np.zeros((3, 2), np.int64)
     with pytest.raises(TrainingFailed, match="differ by"):
         export._compare(graph, numeric, category, np.full(3, 9.0), NUMBER, Calibration(spread=0.5))

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 import ct
 from ct.errors import TrainingFailed
 from ct.features.encode import Shape
+from ct.models.inputs import Events
+from ct.models.tabm import mean
 from ct.objectives import BINARY, PLAIN, Calibration, Objective
 from ct.training import building, export, loop, losses, optimizing
 from ct.training.data import TrainingSet
 from ct.training.declare import READY, Torch, pickled
 from ct.training.determinism import Group
-from ct.training.models.inputs import Events
-from ct.training.models.tabm import mean
 
 CLASSES, NUMBER = Objective("classes", ("a", "b", "c")), Objective("number")
 QUANTILES = Objective("quantiles", quantiles=(0.1, 0.9))

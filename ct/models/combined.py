@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ct.models.tabm import mean
 from ct.objectives import Objective
-from ct.training.models.tabm import mean
 
 
 class Combined(nn.Module):

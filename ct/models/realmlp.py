@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as nf
 
-from ct.training.models.inputs import Inputs, Places
+from ct.models.inputs import Inputs, Places
 
 
 class RealMLP(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ct.training.models.inputs import Inputs, Places
+from ct.models.inputs import Inputs, Places
 
 
 class MLP(nn.Module):
