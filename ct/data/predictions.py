@@ -14,7 +14,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,21 @@ class Inbox:
 
     def _write(self, batch: list[tuple[bytes, Future[None]]]) -> None:
         data = b"".join(item[0] for item in batch)
+        begun = self._handle >= 0
+        error = self._tried(data)
+        if error is not None and begun:  # the fault may be of one file: once more, in a segment of its own
+            error = self._tried(data)
+        failure = Unavailable(f"the prediction log cannot be written: {error}", "a writable disk with room", "free space")
+        for _, done in batch:
+            if not done.set_running_or_notify_cancel():
+                continue  # who asked has gone; the row is kept nevertheless
+            if error is None:
+                done.set_result(None)
+            else:
+                done.set_exception(failure)
+
+    def _tried(self, data: bytes) -> OSError | None:
+        """Make bytes durable. A segment where that failed is given up, as its sync proves nothing any more, and loses what was not durable."""
         try:
             if self._handle < 0 or self._size >= self._limit:
                 self._roll()
@@ -134,29 +149,24 @@ class Inbox:
             os.fsync(self._handle)
             self._pace += (time.monotonic() - begun - self._pace) * _NEW
             self._size += len(data)
-            failure = None
+            return None
         except OSError as error:
-            self._seal()  # the segment may end in half a record; the next one begins clean
-            failure = Unavailable(f"the prediction log cannot be written: {error}", "a writable disk with room", "free space")
-        for _, done in batch:
-            if not done.set_running_or_notify_cancel():
-                continue  # who asked has gone; the row is kept nevertheless
-            if failure is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failure)
+            with suppress(OSError):  # may end in half a record, or be in the way of the same rows elsewhere
+                os.ftruncate(self._handle, self._size)
+            self._seal()
+            return error
 
     def _roll(self) -> None:
         self._seal()
         path = self._folder / f"{self._replica}-{self._number:06d}.log"
         self._number += 1  # first of all: what a failure leaves behind is never in the way of the next segment
         part = path.with_suffix(".part")
+        self._size = 0
         self._handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
         # The lock is held as long as more may follow: so the committer sees which segments are done, even of killed replicas.
         # It is taken before the segment has its name, so that no segment is ever seen unlocked and unfinished.
         fcntl.flock(self._handle, fcntl.LOCK_EX)
         os.rename(part, path)
-        self._size = 0
         sync_folder(self._folder)
 
     def _seal(self) -> None:
