@@ -1,47 +1,38 @@
-"""The control API as an ASGI application: who asks, whether it was asked before, whether the epoch is theirs, then one verb at a time."""
+"""The control API as an ASGI application: who asks, what came, whether it was asked before, whether the epoch is theirs, then one verb at a time."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import logging
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
-from ct.api import verbs
+from ct.api import front, openapi, verbs
 from ct.api.doors import DOORS, Door
+from ct.api.once import Once, keeps
 from ct.control import exposed
-from ct.errors import Conflict, CtError, Forbidden, InvalidRequest, NotFound, Unauthenticated, Unavailable
+from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
 from ct.governance import access
 from ct.ids import canonical, sha256
 from ct.registry import routes
-from ct.store.journal import New
+from ct.serving import bodies
 
 if TYPE_CHECKING:
     from ct.control.act import Actor
 
 MOST_BYTES = 64 * 1024
+MOST_IN_WORK = 32
+"""So many requests that change something are in work or wait for their turn; more are answered 503."""
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
-_STATUS: tuple[tuple[type[CtError], int], ...] = (
-    (Unauthenticated, 401),
-    (Forbidden, 403),
-    (NotFound, 404),
-    (Conflict, 409),
-    (Unavailable, 503),
-)
-
-
-class Stale(CtError):
-    """The route is of another epoch than If-Match says."""
 
 
 def build(act: Actor, *, closed: bool = False, hosts: Sequence[str] = ()) -> Starlette:
@@ -49,88 +40,119 @@ def build(act: Actor, *, closed: bool = False, hosts: Sequence[str] = ()) -> Sta
 
     Without them a web page whose name was made to point at loopback could steer rollouts while no token was made.
     """
-    named = Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     api = Api(act, closed)
     made = [Route(door.path, api.at(door), methods=[door.method], name=door.name) for door in DOORS]
-    return Starlette(routes=made, middleware=[named] if hosts else [], exception_handlers={404: _absent, 405: _absent})
+    layer = Middleware(front.Front, hosts=hosts)
+    app = Starlette(routes=made, middleware=[layer], exception_handlers={404: _absent, 405: _absent})
+    app.router.redirect_slashes = False  # paths are compared as they are
+    return app
 
 
 class Api:
-    """What the doors share: the actor, one lock for whatever changes something, and the journal of answers."""
+    """What the doors share: the actor, and one lock for whatever changes something in this process."""
 
     def __init__(self, act: Actor, closed: bool) -> None:
         self._act, self._closed = act, closed
         self._lock = threading.Lock()
-        self._stream = f"api/{act.pipeline.name}"
+        self._in_work = 0
 
     def at(self, door: Door) -> Any:
         """The way in at one door."""
 
         async def enter(request: Request) -> Response:
             try:
-                body = await _body(request) if door.changes else b""
-                return await run_in_threadpool(self._answer, door, request, body)
+                token = await run_in_threadpool(self._admit, door, request)  # before a byte of the body is read
+                if not door.changes:
+                    return await run_in_threadpool(self._read, door, request)
+                if self._in_work >= MOST_IN_WORK:
+                    raise Unavailable(f"{self._in_work} requests are in work", "fewer at once", "try again after Retry-After")
+                self._in_work += 1
+                try:
+                    body = await _body(request, self._act.settings.body_seconds)
+                    return await run_in_threadpool(self._change, door, request, body, token)
+                finally:
+                    self._in_work -= 1
             except CtError as error:
-                return _refusal(error)
+                return front.refusal(request, error)
             except Exception as error:  # a bug is told without its insides
                 logging.getLogger("ct.api").exception("%s failed", door.name)
-                told = {"error": type(error).__name__, "found": "an internal error", "expected": "", "remedy": "see the log"}
-                return JSONResponse(told, 500)
+                return front.refusal(request, error)
 
         return enter
 
-    def _answer(self, door: Door, request: Request, body: bytes) -> Response:
+    def _admit(self, door: Door, request: Request) -> access.Token | None:
+        keeper = access.Gatekeeper(access.tokens(self._act.journal) if door.role else (), closed=self._closed)
+        shown = request.headers.getlist("authorization")
+        # Of two headers nobody can say which one counts, so neither does.
+        return keeper.admit(access.bearer(shown[0]) if len(shown) == 1 else "", door.role)
+
+    def _read(self, door: Door, request: Request) -> Response:
+        act = self._act
+        match door.name:
+            case "live":
+                return JSONResponse({"live": True})
+            case "metrics":
+                return PlainTextResponse(metrics(act), media_type="text/plain; version=0.0.4")
+            case "openapi":
+                return JSONResponse(openapi.describe(act.pipeline.name))
+        self._same(request.path_params)
+        return self._said(request, *verbs.read(act, door.name, request.path_params))
+
+    def _same(self, found: Mapping[str, str]) -> None:
+        name = self._act.pipeline.name
+        if found["endpoint"] != name:
+            raise NotFound(f"no endpoint {found['endpoint'][:80]!r}", name, "check the path")
+
+    def _change(self, door: Door, request: Request, body: bytes, token: access.Token | None) -> Response:
         act, found = self._act, request.path_params
-        keeper = access.Gatekeeper(access.tokens(act.journal) if door.role else (), closed=self._closed)
-        token = keeper.admit(access.bearer(request.headers.get("authorization", "")), door.role)
-        if door.name == "live":
-            return JSONResponse({"live": True})
-        if door.name == "metrics":
-            return PlainTextResponse(metrics(act), media_type="text/plain; version=0.0.4")
-        if found["endpoint"] != act.pipeline.name:
-            raise NotFound(f"no endpoint {found['endpoint'][:80]!r}", act.pipeline.name, "check the path")
-        if not door.changes:
-            return _json(*verbs.read(act, door.name, found), act)
+        self._same(found)
         said = verbs.checked(door.name, _parsed(body))
+        verbs.allowed(said, token)
         key = request.headers.get("idempotency-key", "")
-        asked = sha256(canonical([door.method, request.url.path, said]))
-        with self._lock:
-            if key and (before := self._before(key, asked)):
-                return _json(before["status"], before["said"], act)
-            self._match(request.headers.get("if-match", ""))
-            if key:
-                self._note("Asked", key, asked, by=token.name if token else "")
+        if key and not _KEY.fullmatch(key):
+            raise InvalidRequest(
+                "this Idempotency-Key", "1 to 128 visible letters", "choose another", status=400, field="idempotency-key"
+            )
+        once = Once(
+            act.journal,
+            act.pipeline.name,
+            door.name,
+            sha256(canonical([door.method, request.url.path, said])),
+            key=key,
+            by=token.name if token else "",
+            rollout=found.get("rollout", ""),
+            epochs=frozenset(re.findall(r'[^\s,"]+', request.headers.get("if-match", ""))),
+        )
+        # Who shows a token acts in its name; else it is whoever runs `ct api`.
+        actor = f"{token.name} ({token.role})" if token else ""
+        with act.journal.in_name_of(actor):
+            return self._said(request, *self._once(once, found, said))
+
+    def _once(self, once: Once, found: Mapping[str, str], said: verbs.Body) -> verbs.Said:
+        """The answer that the key has; else what the verb does, or has left to do where a process died over it."""
+        act, verb = self._act, once.verb
+        with once.turn() as known, self._lock:
+            if known is not None and known.status:
+                return known.status, known.said
             try:
-                status, answer = verbs.change(act, door.name, found, said)
-            except Unavailable:
-                raise  # what was done is not known: the same key says so
+                if known is not None:
+                    status, answer = verbs.resumed(act, verb, known.rollout)
+                else:
+                    once.match()
+                    with act.journal.in_name_of(act.journal.actor, once.watch):
+                        status, answer = verbs.change(act, verb, found, said)
             except CtError as error:
-                status, answer = _status(error), error.as_dict()
-            if key:
-                self._note("Answered", key, asked, status=status, said=answer)
-        return _json(status, answer, act)
+                if not keeps(error):
+                    raise
+                status, answer = front.status_of(error), front.told(error)
+            once.answered(status, answer)
+            return status, answer
 
-    def _before(self, key: str, asked: str) -> dict[str, Any] | None:
-        """The answer that this key had, None for a new one. Raises Conflict for another body, and where the answer is not known."""
-        if not _KEY.fullmatch(key):
-            raise InvalidRequest("this Idempotency-Key", "1 to 128 visible letters", "choose another", status=400)
-        told = [event for event in self._act.journal.read(self._stream) if event.data["key"] == key]
-        if not told:
-            return None
-        if told[0].data["asked"] != asked:
-            raise Conflict("this Idempotency-Key came with another request", "a new key", "use one key for one request")
-        if told[-1].type != "Answered":
-            raise Conflict("what this key asked for was cut off", "the state as it is", "read it, then use a new key")
-        return told[-1].data
-
-    def _note(self, kind: str, key: str, asked: str, **more: Any) -> None:
-        self._act.journal.append(self._stream, [New(kind, {"key": key, "asked": asked, **more})])
-
-    def _match(self, wanted: str) -> None:
+    def _said(self, request: Request, status: int, said: Any) -> Response:
         route = routes.current(self._act.journal, self._act.pipeline.name)
-        if wanted not in ("", "*") and (route is None or wanted.strip('"') != str(route.epoch)):
-            found = f"the route is of epoch {route.epoch}" if route else "there is no route"
-            raise Stale(found, f"epoch {wanted[:40]}", "read the route again and decide anew")
+        if status >= 400:
+            said = front.named(request, status, said)
+        return JSONResponse(said, status, headers={"etag": f'"{route.epoch}"'} if route else {})
 
 
 def metrics(act: Actor) -> str:
@@ -148,41 +170,49 @@ def metrics(act: Actor) -> str:
     return "".join(f"{line}\n" for line in lines) + exposed.text(act.journal, name)
 
 
-async def _body(request: Request) -> bytes:
+async def _body(request: Request, seconds: float) -> bytes:
+    """The whole body, which must be JSON, short and there in time. Raises InvalidRequest."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length[:19]) > MOST_BYTES:
+        raise _too_long()
+    if request.headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        raise InvalidRequest(
+            "a body that is encoded", "a plain body", "send it uncompressed", status=415, field="content-encoding"
+        )
     body = b""
-    async for part in request.stream():
-        body += part
-        if len(body) > MOST_BYTES:
-            raise InvalidRequest("a longer body", f"at most {MOST_BYTES:,} bytes", "send less", status=413)
+    try:
+        async with asyncio.timeout(seconds):
+            async for part in request.stream():
+                body += part
+                if len(body) > MOST_BYTES:
+                    raise _too_long()
+    except TimeoutError:
+        found = f"{len(body):,} bytes of the body after {seconds:g} s"
+        raise InvalidRequest(found, "the whole body in that time", "send it quicker", status=408) from None
+    except ClientDisconnect:
+        raise InvalidRequest("the client went away", "a whole request", "send it again", status=400) from None
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if body.strip() and kind != "application/json":
+        raise InvalidRequest(f"content-type {kind[:60]!r}", "application/json", "name it", status=415, field="content-type")
     return body
 
 
 def _parsed(body: bytes) -> Any:
-    try:
-        return json.loads(body) if body.strip() else {}
-    except (ValueError, RecursionError):
-        raise InvalidRequest("a body that is no JSON", "a JSON object", "mend it", status=400) from None
+    text = body.strip()
+    if text and not text.startswith(b"{"):
+        raise InvalidRequest("a body that is no JSON object", "a JSON object", "mend it", status=400)
+    return bodies.read(text) if text else {}
 
 
-def _status(error: CtError) -> int:
-    if isinstance(error, Stale):
-        return 412
-    if isinstance(error, InvalidRequest):
-        return error.status
-    return next((status for kind, status in _STATUS if isinstance(error, kind)), 422)
-
-
-def _refusal(error: CtError) -> Response:
-    headers = {"www-authenticate": "Bearer"} if isinstance(error, Unauthenticated) else {}
-    return JSONResponse(error.as_dict(), _status(error), headers=headers)
-
-
-def _json(status: int, said: Any, act: Actor) -> Response:
-    route = routes.current(act.journal, act.pipeline.name)
-    return JSONResponse(said, status, headers={"etag": f'"{route.epoch}"'} if route else {})
+def _too_long() -> InvalidRequest:
+    return InvalidRequest("a longer body", f"at most {MOST_BYTES:,} bytes", "send less", status=413)
 
 
 async def _absent(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    told = NotFound(f"{request.method} {request.url.path[:200]}", "a door of docs/rollouts.md", "check the method and the path")
-    return JSONResponse(told.as_dict(), status)
+    method, path = request.method[:20], request.url.path[:200]
+    if getattr(error, "status_code", 404) == 404:
+        return front.refusal(request, NotFound(f"{method} {path}", "a door of /openapi.json", "check the path"))
+    doors = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    meant = ", ".join(sorted({name for route in doors for name in route.methods}))
+    refused = InvalidRequest(f"{method} {path}", f"one of {meant}", "check the method", status=405)
+    return front.refusal(request, refused, {"allow": meant})

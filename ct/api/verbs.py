@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
-from ct.control import rollouts
+from ct.api.doors import FIELDS, NEEDED
+from ct.control import rollouts, turning
 from ct.control.act import Actor
-from ct.errors import Conflict, InvalidRequest, NotFound
+from ct.errors import Conflict, Forbidden, InvalidRequest, NotFound
+from ct.governance import access
 from ct.registry import flags, routes
 from ct.rollout import state
 from ct.rollout.state import Rollout
@@ -17,14 +20,12 @@ from ct.rollout.state import Rollout
 Body = Mapping[str, Any]
 Said = tuple[int, Any]
 
-FIELDS: dict[str, dict[str, type]] = {
-    "start": {"versions": list, "override": str, "apart": bool},
-    "promote": {"full": bool, "version": str},
-    "set_weight": {"percent": int},
-    "set_flag": {"value": object, "reason": str},
-    "undo": {"to": str},
-}
-"""The fields that a body may have, by the verb."""
+LONGEST = 200
+"""Letters that a version, a reason or an override may have."""
+_KINDS = {list: "a list", str: "a text", bool: "true or false", int: "a whole number", dict: "an object"}
+_MOVING = ("promote", "abort", "undo", "resume", "set_weight")
+"""Verbs whose route a process may have put in force without the replicas having been told."""
+CUT_OFF = "done; the first answer was cut off"
 
 
 def checked(verb: str, body: Any) -> Body:
@@ -34,11 +35,27 @@ def checked(verb: str, body: Any) -> Body:
         raise InvalidRequest(f"a body of {type(body).__name__}", "a JSON object", "send one", status=400)
     for name, value in body.items():
         if name not in known:
-            raise InvalidRequest(f"the field {name[:80]!r}", f"among {sorted(known)}", "leave it out", field=name[:80])
+            expected = f"among {sorted(known)}" if known else "no field"
+            raise InvalidRequest(f"the field {name[:80]!r}", expected, "leave it out", field=name[:80])
         kind = known[name]
         if kind is not object and type(value) is not kind:
-            raise InvalidRequest(f"{name} = {str(value)[:80]!r}", f"{kind.__name__}", "mend it", field=name)
+            raise InvalidRequest(f"{name} = {str(value)[:80]!r}", _KINDS[kind], "mend it", field=name)
+        if isinstance(value, str) and kind is str and len(value) > LONGEST:
+            raise InvalidRequest(f"{name} of {len(value):,} letters", f"at most {LONGEST}", "be brief", field=name)
+    if (needed := NEEDED.get(verb)) and needed not in body:
+        raise InvalidRequest(f"no {needed}", f"the field {needed!r}", "see docs/rollouts.md", field=needed)
+    if verb == "start":
+        _versions(body["versions"])
+    if verb == "set_weight":
+        _percents(body)
     return body
+
+
+def allowed(body: Body, token: access.Token | None) -> None:
+    """Raises Forbidden for an override by a caller who is no admin; without tokens everybody is one."""
+    if body.get("override") and token is not None and not access.may(token.role, "admin"):
+        found = f"an override by the role {token.role!r}"
+        raise Forbidden(found, "the role 'admin', to overrule a gate", "ask an admin, or leave the override out")
 
 
 def read(act: Actor, verb: str, found: Mapping[str, str]) -> Said:
@@ -67,38 +84,62 @@ def read(act: Actor, verb: str, found: Mapping[str, str]) -> Said:
 
 def change(act: Actor, verb: str, found: Mapping[str, str], body: Body) -> Said:
     """Do what a door says. Returns its status and what came of it."""
-    name = act.pipeline.name
-    if "rollout" in found and verb != "retry":
-        rollout = _known(act, found["rollout"])
-        if not rollout.active:
-            raise Conflict(f"rollout {rollout.id} has ended: {rollout.outcome}", "one in progress", "start another one")
+    name, key = act.pipeline.name, found.get("rollout", "")
+    if key and verb != "retry" and not (rollout := _known(act, key)).active:
+        raise Conflict(f"rollout {key} has ended: {rollout.outcome}", "one in progress", "start another one")
     match verb:
         case "start":
-            return 202, said(_start(act, body))
+            key = _start(act, body).id
         case "retry":
-            if _known(act, found["rollout"]) != state.history(act.journal, name)[-1]:
-                raise Conflict(f"{found['rollout']} is not the last rollout", "the last one", "start its version anew")
-            return 202, said(rollouts.retry(act))
+            if _known(act, key) != state.history(act.journal, name)[-1]:
+                raise Conflict(f"{key} is not the last rollout", "the last one", "start its version anew")
+            key = rollouts.retry(act).id
         case "set_flag":
-            if "value" not in body:
-                raise InvalidRequest("no value", '{"value": …}', "say what to set", field="value")
-            return 200, flags.set_(act.journal, name, found["flag"], body["value"], reason=body.get("reason", "")).to_json()
-        case "undo":
-            done = act.undo(body.get("to", ""))
-        case "promote":
-            done = act.promote(body.get("full", False), body.get("version", ""))
-        case "set_weight":
-            if "percent" not in body:
-                raise InvalidRequest("no percent", '{"percent": 25}', "say how much", field="percent")
-            done = act.set_weight(body["percent"])
-        case "pause":
-            done = act.pause()
-        case "resume":
-            done = act.resume()
+            flags.set_(act.journal, name, found["flag"], body["value"], reason=body.get("reason", ""))
         case _:
-            done = act.abort()
-    more = {"rollout": said(_known(act, found["rollout"]))} if "rollout" in found else {}
-    return 200, {"done": done, "route": shown(act.route())} | more
+            return answer(act, verb, key, _steer(act, verb, body))
+    return answer(act, verb, key)
+
+
+def _steer(act: Actor, verb: str, body: Body) -> str:
+    match verb:
+        case "undo":
+            return act.undo(body.get("to", ""))
+        case "promote":
+            return act.promote(body.get("full", False), body.get("version", ""))
+        case "set_weight":
+            return rollouts.set_weights(act, body["weights"]) if "weights" in body else act.set_weight(body["percent"])
+        case "pause":
+            return act.pause()
+        case "resume":
+            return act.resume()
+        case _:
+            return act.abort()
+
+
+def answer(act: Actor, verb: str, rollout: str, done: str = "") -> Said:
+    """What a door says that has changed something: the rollout, the flags, or what was done with the route and the rollout now."""
+    match verb:
+        case "start" | "retry":
+            return 202, said(_known(act, rollout))
+        case "set_flag":
+            return 200, flags.current(act.journal, act.pipeline.name).to_json()
+        case _:
+            more = {"rollout": said(_known(act, rollout))} if rollout else {}
+            return 200, {"done": done, "route": shown(act.route())} | more
+
+
+def resumed(act: Actor, verb: str, rollout: str) -> Said:
+    """The answer for a verb that a process decided and did not live to answer: what it left is ended as `ct watch` would. Raises Unavailable."""
+    active = state.active(act.journal, act.pipeline.name)
+    with suppress(Conflict):  # `ct watch` was quicker
+        if active is not None and active.phase == "progressing" and active.step < 0 and not active.tries:
+            rollouts.begin(act, active)
+        elif active is not None:
+            turning.mend(act, active, act.route())
+    if verb in _MOVING:
+        act.serving.activate(act.route())
+    return answer(act, verb, rollout, CUT_OFF)
 
 
 def said(rollout: Rollout) -> dict[str, Any]:
@@ -112,15 +153,33 @@ def shown(route: routes.Route) -> dict[str, Any]:
     return {name: value for name, value in route.to_json().items() if name != "key"} | {"shares": route.shares}
 
 
+def _versions(names: list[Any]) -> None:
+    if not names or not all(isinstance(name, str) and 0 < len(name) <= LONGEST for name in names):
+        raise InvalidRequest(
+            f"versions = {str(names)[:80]}", 'a list such as ["v2"]', "name what to roll out", field="versions"
+        )
+
+
+def _percents(body: Body) -> None:
+    if len(body) != 1:
+        raise InvalidRequest(
+            f"the fields {sorted(body)}",
+            '{"percent": 25}, or {"weights": {"v2": 20}} by version',
+            "send one of both",
+            field="percent",
+        )
+    weights = body.get("weights", {"percent": body.get("percent")})
+    if not weights:
+        raise InvalidRequest("no weights", 'such as {"v2": 20}', "name what changes", field="weights")
+    for name, percent in weights.items():
+        if type(percent) is not int or not 0 <= percent <= 100:
+            field = "weights" if "weights" in body else "percent"
+            raise InvalidRequest(f"{name[:80]} = {str(percent)[:40]!r}", "a whole number from 0 to 100", "mend it", field=field)
+
+
 def _start(act: Actor, body: Body) -> Rollout:
-    names = body.get("versions")
-    if not names or not all(isinstance(name, str) for name in names):
-        raise InvalidRequest(f"versions = {names!r}", 'a list such as ["v2"]', "name what to roll out", field="versions")
-    if other := state.active(act.journal, act.pipeline.name):
-        raise Conflict(f"rollout {other.id} of {other.version} is in progress", "no other rollout", "wait, or abort it")
-    for name in names if body.get("override") else ():
-        act.overrule(name, body["override"])
-    return act.start_rollout(*names, apart=body.get("apart", False))
+    state.none_else(act.journal, act.pipeline.name)
+    return act.start_rollout(*body["versions"], apart=body.get("apart", False), override=body.get("override", ""))
 
 
 def _known(act: Actor, key: str) -> Rollout:

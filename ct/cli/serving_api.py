@@ -18,14 +18,14 @@ def api(
 ) -> None:
     """Serve the control API: what `ct rollout` and `ct flag` do, over HTTP."""
     with output.errors(), actor(root, pipeline) as act:
-        import uvicorn
-
+        from ct.api import listening
         from ct.api.application import build
         from ct.governance import binds
         from ct.serving.access import hosts
 
         binds.check(act.settings, host, act.journal, what="the control API")
         certificate = binds.tls(act.settings)
+        listener = listening.bound(host, port)
         output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
         made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host))
-        uvicorn.run(made, host=host, port=port, log_level="warning", **certificate)  # type: ignore[arg-type]
+        listening.server(made, **certificate).run(sockets=[listener])
