@@ -66,6 +66,16 @@ def without_haproxy(settings: Settings, environ: Mapping[str, str]) -> None:
         )
 
 
+def without_plain_grpc(settings: Settings) -> None:
+    """Refuse gRPC beside TLS where Serve's own proxies answer, whose gRPC server knows no TLS. Raises InvalidSettings."""
+    if settings.grpc_port and tls(settings):
+        raise InvalidSettings(
+            f"tls_cert is set, and grpc_port {settings.grpc_port} would speak without TLS: Ray Serve's own gRPC server knows none",
+            f"HAProxy before it ({HAPROXY}=1, on a head that ct starts), or no grpc_port",
+            "see docs/security.md",
+        )
+
+
 def speaks_tls(settings: Settings) -> None:
     """See that what listens on this machine as the endpoint speaks TLS with the settings' certificate. Raises Unavailable."""
     host = "127.0.0.1" if settings.host in ("0.0.0.0", "::") else settings.host

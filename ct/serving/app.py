@@ -40,7 +40,7 @@ TARGET_ONGOING = 16
 class AppArgs(BaseModel):
     """The application's arguments. `root` is the project's folder as every replica sees it (CT_ROOT by default); `endpoint` the pipeline's name.
 
-    The others replace what that project's ct.toml says.
+    The others replace what that project's ct.toml says; `near`, that Serve keeps to loopback, is found by `build`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -59,10 +59,11 @@ class AppArgs(BaseModel):
     hosts: tuple[str, ...] | None = None
     tls_cert: str | None = None
     tls_key: str | None = None
+    near: bool = False
 
     def settings(self) -> settings.Settings:
         """The project's settings. Raises InvalidSettings."""
-        return settings.load(self.root, **self.model_dump(exclude={"endpoint", "root"}))
+        return settings.load(self.root, **self.model_dump(exclude={"endpoint", "root", "near"}))
 
 
 @serve.ingress()
@@ -74,7 +75,7 @@ class EndpointReplica(Inference):
         place = parsed.settings()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._replica, self._gate = Replica(place, parsed.endpoint, reach=self._reach), Gate(place)
-        self._hosts = hosts(place, place.host)
+        self._hosts, self._near = hosts(place, place.host), parsed.near
         known = serve.get_replica_context()
         self._replica.known_as = known.replica_tag
         self._replica.siblings = Siblings(known.app_name, known.deployment, known.replica_tag)
@@ -129,6 +130,7 @@ class EndpointReplica(Inference):
         """Serve awaits this when it stops a replica, after its own requests have ended and before it kills the process."""
         if self._door is not None:
             await self._door.close()
+        await self._replica.close()
 
     def _reach(self, app: str, made: Mapping[str, bytes]) -> Predictor:
         if self._loop is None:
@@ -152,8 +154,10 @@ def build(args: AppArgs | dict[str, Any]) -> serve.Application:
     Raises InvalidSettings when Serve listens beyond loopback and the project has no live token.
     """
     args = AppArgs.model_validate(args)  # `serve deploy` gives a dict, for Serve does not read annotations that are text
-    bound = _bound(args)
-    args = args.model_copy(update={"host": bound})
+    served, told = _served(), args.settings().host
+    # What `http_options` said to the Serve that runs, or what it is told itself, whichever reaches further.
+    bound = told if served is None or (args.host is not None and binds.loopback(served)) else served
+    args = args.model_copy(update={"host": bound, "near": binds.loopback(served or told)})
     place = args.settings()
     binds.check(place, bound, Journal(place.database))
     deployment = serve.deployment(
@@ -192,9 +196,7 @@ def _scale(place: settings.Settings) -> dict[str, Any]:
     }
 
 
-def _bound(args: AppArgs) -> str:
-    """Where the endpoint listens: what `http_options` said to the Serve that runs, or what it is told itself, whichever reaches further."""
+def _served() -> str | None:
+    """Where the Serve that runs listens, None where none does."""
     running = _get_global_client(raise_if_no_controller_running=False) if ray.is_initialized() else None
-    told = args.settings().host
-    served = str(running.http_config.host) if running is not None else told
-    return served if args.host is None or not binds.loopback(served) else told
+    return str(running.http_config.host) if running is not None else None

@@ -49,6 +49,8 @@ class Serving:
         binds.check(self._settings, self._settings.host, Journal(self._settings.database))
         if self._cluster:
             binds.without_haproxy(self._settings, os.environ)
+        if self._cluster or not haproxy.used(os.environ):
+            binds.without_plain_grpc(self._settings)
         from ray import serve
 
         from ct.serving.app import AppArgs, build

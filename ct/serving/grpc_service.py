@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import unquote
@@ -57,22 +58,30 @@ def add_to_server(servicer: Any, server: Any) -> None:
 
 
 class Inference:
-    """The service's methods. A token comes as metadata `authorization: Bearer …`; without any token only this machine is answered."""
+    """The service's methods. A token comes as metadata `authorization: Bearer …`; without any token only this machine is answered.
+
+    `_near` says that Serve keeps to loopback: its gRPC servers, which know no such setting, then answer this machine only, whatever the token.
+    Every answer has the metadata `x-request-id` in its trailer, as it came or a new one.
+    """
 
     _replica: Replica
     _gate: Gate
+    _near: bool = False
     _calls: int = 0
 
     async def ServerLive(self, request: Any, grpc_context: Any) -> Any:
         """Does the process answer?"""
+        _named(grpc_context)
         return messages()["ServerLiveResponse"](live=True)
 
     async def ServerReady(self, request: Any, grpc_context: Any) -> Any:
         """Is a version in force?"""
+        _named(grpc_context)
         return messages()["ServerReadyResponse"](ready=self._replica.slots.live is not None)
 
     async def ModelReady(self, request: Any, grpc_context: Any) -> Any:
         """Is this model, or this version of it, loaded?"""
+        _named(grpc_context)
         slots = self._replica.slots
         known = request.name == self._replica.endpoint and (not request.version or request.version in slots.loaded)
         return messages()["ModelReadyResponse"](ready=known and slots.live is not None)
@@ -106,8 +115,8 @@ class Inference:
         async def told() -> Any:
             self._check_model(request.model_name, "")
             rows = _rows(request, self._replica.settings.max_rows)
-            unit = _metadata(grpc_context, "x-session-id")[:200]
-            answer = await self._replica.predict(rows, unit=unit, version=request.model_version)
+            unit, force = _metadata(grpc_context, "x-session-id")[:200], _metadata(grpc_context, "x-canary")
+            answer = await self._replica.predict(rows, unit=unit, force=force, version=request.model_version)
             return _inferred(request, self._replica.endpoint, answer)
 
         return await self._guarded("predict", "ModelInfer", request, grpc_context, told)
@@ -124,6 +133,7 @@ class Inference:
     async def _guarded(self, role: Role, name: str, request: Any, context: Any, act: Callable[[], Awaitable[Any]]) -> Any:
         """Do it within the limits, for whom may. An error becomes a code and its words; the empty answer beside it is not sent."""
         place = self._replica.settings
+        _named(context)
         counted = False
         try:
             self._admit(context, role)
@@ -151,10 +161,12 @@ class Inference:
 
     def _admit(self, context: Any, role: Role) -> None:
         """Raises Unauthenticated, Forbidden or Unavailable."""
-        token = self._gate.admit(bearer(_metadata(context, "authorization")), role)
         # "ipv4:127.0.0.1:5", "ipv6:%5B::1%5D:5"
-        host = unquote(str(context.peer())).partition(":")[2].rpartition(":")[0]
-        if token is None and not loopback(host):
+        here = loopback(unquote(str(context.peer())).partition(":")[2].rpartition(":")[0])
+        if self._near and not here:
+            raise Forbidden("a caller from elsewhere", "one on this machine", "ask the endpoint's own port")
+        token = self._gate.admit(bearer(_metadata(context, "authorization")), role)
+        if token is None and not here:
             raise Unauthenticated("no token", "a token, for whom asks from elsewhere", "see `ct token create`")
 
 
@@ -163,6 +175,12 @@ def _status(error: CtError) -> int:
         return error.status
     kinds = {Unauthenticated: 401, Forbidden: 403, NotFound: 404, Unavailable: 503}
     return next((status for kind, status in kinds.items() if isinstance(error, kind)), 500)
+
+
+def _named(context: Any) -> None:
+    """Give the answer the request's id."""
+    given = _metadata(context, "x-request-id")
+    context.set_trailing_metadata([("x-request-id", given[:64] or secrets.token_hex(8))])
 
 
 def _metadata(context: Any, name: str) -> str:

@@ -193,6 +193,8 @@ def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
     if settings.trusted_keys:  # without them it is the private key that says whose models count
         env = without_key(env)
     env |= environment(folder, env) | _token_environment(settings)
+    # Serve's gRPC servers would take messages of 2 GiB from anybody, before a token is looked at. A row's answer has about a kilobyte at most.
+    env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"] = str(2 * settings.max_body_bytes + 1024 * settings.max_rows + (1 << 20))
     if env[binds.HAPROXY] == "1":
         haproxy.write_for(settings, Path(env[haproxy.VARIABLE]))
     with (folder / "head.log").open("wb") as log:

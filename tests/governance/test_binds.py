@@ -60,6 +60,10 @@ def test_tls_needs_both_files_and_a_key_that_only_its_owner_reads(tmp_path: Path
     with pytest.raises(InvalidSettings, match="HAProxy"):
         binds.without_haproxy(place, {binds.HAPROXY: "1"})
     binds.without_haproxy(place, {binds.HAPROXY: "0"})
+    binds.without_plain_grpc(place)
+    with pytest.raises(InvalidSettings, match="grpc_port 9000 would speak without TLS"):
+        binds.without_plain_grpc(place.model_copy(update={"grpc_port": 9000}))
+    binds.without_plain_grpc(place.model_copy(update={"grpc_port": 9000, "tls_cert": None, "tls_key": None}))
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o620, 0o601])

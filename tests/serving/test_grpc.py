@@ -15,7 +15,7 @@ from tiny import ROW, Project
 from ct.data import predictions
 from ct.governance import access
 from ct.serving.access import Gate
-from ct.serving.grpc_messages import SERVICE, messages
+from ct.serving.grpc_messages import METHODS, SERVICE, messages
 from ct.serving.grpc_service import Inference, add_to_server
 from ct.serving.replica import Replica
 
@@ -37,14 +37,21 @@ def run(project: Project, act: Callable[[Call], Awaitable[Any]]) -> Any:
         known = messages()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
 
-            async def call(method: str, /, *, token: str = "", **fields: Any) -> Any:
+            async def call(method: str, /, *, token: str = "", told: dict[str, str] | None = None, **fields: Any) -> Any:
+                """The answer to a method's request. `told` is metadata that goes along, and then what comes back in the trailer."""
                 ask = channel.unary_unary(
                     f"/{SERVICE}/{method}",
                     request_serializer=known[f"{method}Request"].SerializeToString,
                     response_deserializer=known[f"{method}Response"].FromString,
                 )
                 metadata = (("authorization", f"Bearer {token}"),) if token else ()
-                return await ask(known[f"{method}Request"](**fields), metadata=metadata)
+                asked = ask(known[f"{method}Request"](**fields), metadata=(*metadata, *(told or {}).items()))
+                try:
+                    return await asked
+                finally:
+                    if told is not None:
+                        told.clear()
+                        told.update(await asked.trailing_metadata())
 
             try:
                 return await act(call)
@@ -166,3 +173,59 @@ def test_tokens_come_as_metadata(project: Project) -> None:
         assert await refused(call("ModelMetadata", token=asker, name="tiny")) is grpc.StatusCode.PERMISSION_DENIED
 
     run(project, act)
+
+
+def test_metadata_choose_the_arm_as_headers_do(project: Project) -> None:
+    route = project.first()
+    project.put(route.with_canary(project.version("v2", 1.0), weight=0))
+
+    async def act(call: Call) -> None:
+        infer: dict[str, Any] = {"model_name": "tiny", "inputs": typed(ROWS)}
+        for force, version in (("always", "v2"), ("never", "v1"), ("", "v1")):
+            assert (await call("ModelInfer", told={"x-canary": force}, **infer)).model_version == version
+        assert await refused(call("ModelInfer", told={"x-canary": "maybe"}, **infer)) is grpc.StatusCode.INVALID_ARGUMENT
+
+    run(project, act)
+    logged = predictions.read(project.settings.inbox)[0]
+    assert [(row["version"], row["forced"]) for row in logged[::2]] == [("v2", True), ("v1", True), ("v1", False)]
+
+
+def test_every_answer_has_the_request_s_id(project: Project) -> None:
+    project.first()
+
+    async def act(call: Call) -> None:
+        for method in METHODS:
+            about = {"name": "tiny"} if method.startswith("Model") and method != "ModelInfer" else {}
+            fields: dict[str, Any] = {"model_name": "tiny", "inputs": typed(ROWS)} if method == "ModelInfer" else about
+            told = {"x-request-id": "r-1" * 40}
+            await call(method, told=told, **fields)
+            assert told["x-request-id"] == ("r-1" * 40)[:64], method
+        told = {"x-request-id": "r-2"}
+        assert await refused(call("ModelInfer", told=told, model_name="no")) is grpc.StatusCode.NOT_FOUND
+        assert told["x-request-id"] == "r-2"
+        await call("ServerLive", told=(first := {}))
+        await call("ServerLive", told=(second := {}))
+        assert len(first["x-request-id"]) == 16
+        assert first != second
+
+    run(project, act)
+
+
+def test_where_serve_keeps_to_loopback_a_caller_from_elsewhere_is_refused_whatever_it_shows(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.first()
+    secret = access.create(project.journal, "root", "admin")[1]
+    infer: dict[str, Any] = {"model_name": "tiny", "inputs": typed(ROWS)}
+
+    async def act(call: Call) -> list[Any]:
+        answered = [(await call("ModelInfer", token=secret, **infer)).model_version]
+        monkeypatch.setattr(
+            "ct.serving.grpc_service.loopback", lambda host: host != "127.0.0.1"
+        )  # this caller is from elsewhere
+        return [*answered, await refused(call("ModelInfer", token=secret, **infer))]
+
+    monkeypatch.setattr(Served, "_near", True)
+    assert run(project, act) == ["v1", grpc.StatusCode.PERMISSION_DENIED]
+    monkeypatch.undo()
+    assert run(project, lambda call: call("ServerLive")).live
