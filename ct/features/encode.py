@@ -197,12 +197,17 @@ class Encoder:
         if self.scales:
             mean, deviation, clip, places, flagged, flags = self._plan
             values = np.array([columns[scale.name] for scale in self.scales])  # [K, n]: one operation for all columns
-            absent = ~np.isfinite(values)
-            values[absent] = 0.0
-            scaled = np.minimum(np.maximum((values - mean) / deviation, -clip), clip)
-            scaled[absent] = 0.0
-            made[:, places] = scaled.T
-            made[:, flags] = absent[flagged].T
+            present = np.isfinite(values)
+            if present.all():
+                made[:, places] = np.minimum(np.maximum((values - mean) / deviation, -clip), clip).T
+                made[:, flags] = 0.0
+            else:
+                absent = ~present
+                values[absent] = 0.0
+                scaled = np.minimum(np.maximum((values - mean) / deviation, -clip), clip)
+                scaled[absent] = 0.0
+                made[:, places] = scaled.T
+                made[:, flags] = absent[flagged].T
         return made
 
     def category(self, columns: Columns) -> NDArray[np.int64]:

@@ -205,7 +205,10 @@ class Answering:
                 request.slot, request.arm, request.error = live.stable, STABLE, outcome
                 self._put(request)
             else:
-                self._give_up(request, outcome)
+                try:
+                    self._give_up(request, outcome)
+                except Exception as error:  # the others of this pass are answered nevertheless
+                    _fail(request, error)
         for scored, some in done.values():
             try:
                 self._keep(slot, scored, some, self._answers(slot, scored, some))
@@ -269,7 +272,10 @@ class Answering:
         if error is None:
             durable = self.flags is None or self.flags.log != "fast"
             self.telemetry.kept(sum(len(answer.ids) for _, answer in pairs), durable=durable)
-            self._shadow(pairs)
+            try:
+                self._shadow(pairs)
+            except Exception as fault:  # a shadow's trouble is nobody's but its own
+                self.telemetry.fault(type(fault).__name__)
         else:
             self.telemetry.log_fault(type(error).__name__)
 

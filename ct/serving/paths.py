@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Role = Literal["", "predict", "feedback", "read", "operate", "admin"]
@@ -60,6 +61,7 @@ PATHS: tuple[Path, ...] = (
 )
 
 
+@lru_cache(1024)
 def found(path: str) -> tuple[Path, re.Match[str]] | None:
     """The door of a decoded path and its parts; None when there is none. Paths are compared as they are: no dots, slashes or case are mended."""
     for door in PATHS:

@@ -279,6 +279,10 @@ class Replica:
         except CtError:
             pass  # a full disk is told to who asks; another replica would write to the same
 
+    async def close(self) -> None:
+        """Put what is logged on disk. Nothing may be asked any more."""
+        await asyncio.to_thread(self._inbox.close)
+
     async def metrics(self) -> str:
         """What all replicas of the endpoint count and hold, in the Prometheus text format, see scrape.py."""
         _, own = await self.samples()

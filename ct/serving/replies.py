@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import secrets
+import random
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
@@ -30,7 +30,7 @@ def status_of(error: Exception) -> int:
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The caller's x-request-id, at most 64 characters of it, or a new one."""
     given = next((value for name, value in headers if name == b"x-request-id"), b"")
-    return given.decode("latin-1")[:64] or secrets.token_hex(8)
+    return given.decode("latin-1")[:64] or f"{random.getrandbits(64):016x}"
 
 
 def refusal(error: Exception, name: str) -> tuple[int, dict[str, Any], dict[str, str]]:

@@ -163,6 +163,8 @@ class Predictor:
     def score_features(self, columns: Columns) -> NDArray[np.float64]:
         """Scores for feature columns, [n] or [n, k] as its objective says."""
         numeric, category = self.encoder.numeric(columns), self.encoder.category(columns)
+        if 0 < len(numeric) <= _CHUNK:
+            return self._run(numeric, category).astype(np.float64)
         scores = [self._run(numeric[at : at + _CHUNK], category[at : at + _CHUNK]) for at in range(0, len(numeric), _CHUNK)]
         none = np.empty((0, self.objective.outputs) if self.objective.outputs > 1 else 0)
         return np.concatenate(scores or [none]).astype(np.float64)
