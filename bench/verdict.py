@@ -70,13 +70,17 @@ def clustered(rng: np.random.Generator, rollouts: int, *, slow: bool = False) ->
     """A/A rollouts of users: a few ask much, some fail often, or wait long, on either version; the base swells and falls over the looks."""
     shape = (rollouts, LOOKS, 2)
     names = tuple(QUANTILES) if slow else ("errors",)
-    total, units = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    total, units, new = (np.zeros(shape, np.int64) for _ in range(3))
     bad, first = ({name: np.zeros(shape, np.int64) for name in names} for _ in range(2))
     for at in range(rollouts):
         active = rng.pareto(1.5, USERS) + 0.2
         users = rng.choice(USERS, (LOOKS, PER_LOOK), p=active / active.sum())
         went = _waits(rng, users) if slow else {"errors": _fails(rng, users)}
         canary = rng.random(USERS)[users] < WEIGHTS[:, None]
+        for weight in np.unique(WEIGHTS):
+            begun = np.flatnonzero(weight == WEIGHTS)
+            _, one = np.unique(users[begun], return_index=True)
+            np.add.at(new[at], (begun[one // PER_LOOK], canary[begun].ravel()[one].astype(np.int64)), 1)
         for look in range(LOOKS):
             arm = canary[look].astype(np.int64)
             _, one = np.unique(
@@ -86,7 +90,7 @@ def clustered(rng: np.random.Generator, rollouts: int, *, slow: bool = False) ->
             for name, hit in went.items():
                 bad[name][at, look] = np.bincount(arm[hit[look]], minlength=2)
                 first[name][at, look] = np.bincount(arm[one][hit[look][one]], minlength=2)
-    return Streams(WEIGHTS, total, bad, units, first)
+    return Streams(WEIGHTS, total, bad, units, first, new)
 
 
 def _fails(rng: np.random.Generator, users: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -118,7 +122,7 @@ def steady(
     arm = rng.binomial(per_look, weight, (rollouts, looks))
     total = np.stack([per_look - arm, arm], axis=2)
     bad = {kind: np.stack([rng.binomial(total[:, :, 0], stable), rng.binomial(total[:, :, 1], canary)], axis=2)}
-    return Streams(np.full(looks, weight), total, bad, total, bad)
+    return Streams(np.full(looks, weight), total, bad, total, bad, total)
 
 
 # -- what is measured
@@ -128,6 +132,7 @@ def _equal(rollouts: int) -> dict[str, float]:
     rng = np.random.default_rng(20)
     streams, call = clustered(rng, rollouts), judges.ours(PLAN)
     found = {"false_rollback_rate_at_5pct": _share(call, streams, "ct")}
+    found["false_hold_rate"] = _share(judges.ours(PLAN, "hold"), streams, "ct, held for its split")
     found["false_rollback_rate_without_units"] = _share(call, streams.by_request(), "ct, users counted as often as they ask")
     # Each rival is given a gentler world too, where requests are independent and nothing drifts: what remains is its own.
     plain = steady(rng, rollouts, "errors", 0.008, 0.008, looks=LOOKS, per_look=PER_LOOK)
@@ -155,7 +160,7 @@ def _share(call: Judge, streams: Streams, said: str, kind: str = "errors") -> fl
 
 def _told(said: str, wrong: int, count: int) -> float:
     low, high = binomtest(wrong, count).proportion_ci()  # exact: none of 400 is no proof of 0
-    print(f"{said}: {wrong} of {count} rolled back ({wrong / count:.1%}, 95 % interval {low:.1%} to {high:.1%})", flush=True)
+    print(f"{said}: {wrong} of {count} wrong ({wrong / count:.1%}, 95 % interval {low:.1%} to {high:.1%})", flush=True)
     return wrong / count
 
 

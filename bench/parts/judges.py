@@ -22,7 +22,8 @@ class Streams:
     """R rollouts of the same looks: the canary's `weight` [looks], and for each rollout, look and arm (stable, canary) [R, looks, 2] the requests.
 
     `bad` has the bad ones by kind ("errors", or "p99" for those above that limit). `units` asked in the look, and `first` has those whose
-    first request of the look was bad: a look is a window of the tally, in which one request speaks for its unit.
+    first request of the look was bad: a look is a window of the tally, in which one request speaks for its unit. `new` asked at this weight
+    for the first time.
     """
 
     weight: NDArray[np.float64]
@@ -30,30 +31,31 @@ class Streams:
     bad: dict[str, Ints]
     units: Ints
     first: dict[str, Ints]
+    new: Ints
 
     def by_request(self) -> Streams:
         """The same, with users counted as often as they ask."""
-        return Streams(self.weight, self.total, self.bad, self.total, self.bad)
+        return Streams(self.weight, self.total, self.bad, self.total, self.bad, self.new)
 
 
 Judge = Callable[[Streams, str], Ints]
 """(streams, kind of bad event) → for each rollout the look at which the canary is called worse, from 1; NEVER where it is not."""
 
 
-def ours(plan: Plan) -> Judge:
+def ours(plan: Plan, decision: str = "roll_back") -> Judge:
     """The product's own verdict, at each look over all counts so far."""
 
     def call(streams: Streams, kind: str) -> Ints:
-        found = [_first_alarm(plan, streams, at) for at in range(len(streams.total))]
+        found = [_first_alarm(plan, streams, at, decision) for at in range(len(streams.total))]
         return np.array(found, np.int64)
 
     return call
 
 
-def _first_alarm(plan: Plan, streams: Streams, at: int) -> int:
+def _first_alarm(plan: Plan, streams: Streams, at: int, decision: str) -> int:
     names = [name for name in streams.bad if name != "errors"]
     for look, cells in enumerate(_cells(streams, at, names), 1):
-        if judge(plan, cells, step=0, elapsed_s=0.0, alpha=ALPHA).decision == "roll_back":
+        if judge(plan, cells, step=0, elapsed_s=0.0, alpha=ALPHA).decision == decision:
             return look
     return NEVER
 
@@ -62,7 +64,7 @@ def _cells(streams: Streams, at: int, names: list[str]) -> list[list[Cell]]:
     """For each look the counts until then, by weight and arm."""
     weights = np.unique(streams.weight)
     errors = "errors" in streams.bad
-    parts = [streams.total, streams.units, *(streams.bad[n] for n in names), *(streams.first[n] for n in names)]
+    parts = [streams.total, streams.units, streams.new, *(streams.bad[n] for n in names), *(streams.first[n] for n in names)]
     parts += [streams.bad["errors"], streams.first["errors"]] if errors else []
     here = (streams.weight[:, None] == weights)[:, :, None]  # [looks, weights, 1]
     sums = [np.cumsum(part[at][:, None, :] * here, axis=0).tolist() for part in parts]
@@ -75,7 +77,7 @@ def _cells(streams: Streams, at: int, names: list[str]) -> list[list[Cell]]:
                 continue
             for side, arm in enumerate(("stable", "canary")):
                 told = [part[look][place][side] for part in sums]
-                slow, first = told[2 : 2 + wide], told[2 + wide : 2 + 2 * wide]
+                slow, first = told[3 : 3 + wide], told[3 + wide : 3 + 2 * wide]
                 cells.append(
                     Cell(
                         weight,
@@ -86,6 +88,7 @@ def _cells(streams: Streams, at: int, names: list[str]) -> list[list[Cell]]:
                         unit_total=told[1],
                         unit_errors=told[-1] if errors else 0,
                         unit_slow=dict(zip(names, first, strict=True)),
+                        distinct=told[2],
                     )
                 )
         made.append(cells)

@@ -154,7 +154,7 @@ def _beside(rollout: dict[str, Any]) -> list[str]:
     said = []
     if (split := rollout["split"]) and split["n"]:
         said.append(
-            f"split: the canary got {split['canary']:,} of {split['n']:,} requests, {split['ratio']:.2f} of what its weights promise"
+            f"split: the canary got {split['canary']:,} of {split['n']:,} units, {split['ratio']:.2f} of what its weights promise"
         )
     said += [str(Gain(**_fields(gain))) for gain in rollout["gains"]]
     if segments := rollout["segments"]:

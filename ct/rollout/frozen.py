@@ -13,7 +13,7 @@ from ct.errors import InvalidPipeline
 from ct.ids import Json, describe
 from ct.rollout import guards, plans
 from ct.rollout.guards import Guard
-from ct.rollout.plans import AtDeadline, Plan, Segments, Stage
+from ct.rollout.plans import AtDeadline, HarmedSegment, Plan, Segments, Stage
 
 if TYPE_CHECKING:
     from ct.rollout.verdict import Cell
@@ -32,6 +32,7 @@ class Declared:
     only: Segments
     without: Segments
     override: tuple[str, ...]
+    harmed_segment: HarmedSegment = "report"
 
     def stages(self) -> tuple[Stage, ...]:
         """The steps in order."""
@@ -85,6 +86,7 @@ def freeze(plan: Plan) -> dict[str, Any]:
     """The plan's declared values as plain data."""
     if type(plan) not in _KINDS.values():
         terms: dict[str, Any] = {name: getattr(plan, name) for name in _TERMS}
+        terms["harmed_segment"] = getattr(plan, "harmed_segment", "report")
         plan = Declared(tuple(plan.stages()), tuple(plan.guards), **terms)
     return dict(_told(plan))
 

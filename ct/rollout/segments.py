@@ -64,9 +64,9 @@ def by_segment(guards: Sequence[Guard], cells: Mapping[tuple[str, str], Sequence
         if not segment or sum(cell.total for cell in heard if cell.arm == "canary" and 0 < cell.weight < 1) < LEAST:
             continue
         for guard in guards:
-            each = [harm(part, heard)[0] for part in apart(guard)]
-            _, counts = harm(guard, heard)
-            found.append(Segment(segment, value, guard.metric(), sum(each) / len(each), *counts))
+            each = [harm(part, heard) for part in apart(guard)]
+            counts = each[0][1] if len(each) == 1 else harm(guard, heard)[1]
+            found.append(Segment(segment, value, guard.metric(), sum(e_value for e_value, _ in each) / len(each), *counts))
     bad = set(rejected([row.e_value for row in found], alpha))
     marked = [Segment(**{**vars(row), "harmed": at in bad}) for at, row in enumerate(found)]
     marked.sort(key=lambda row: (not row.harmed, -row.e_value, row.segment, row.value, row.metric))

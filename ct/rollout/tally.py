@@ -118,6 +118,7 @@ class Tally:
     _open: dict[str, tuple[tuple[_Place, ...], Mapping[str, Any]]] = field(default_factory=dict)
     _early: dict[str, tuple[float, int]] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
+    _units: dict[_Place, set[str]] = field(default_factory=dict)
     _first: dict[tuple[str, str, int], _Voice] = field(default_factory=dict)
     _worth: dict[tuple[str, str], tuple[_Order, tuple[_Place, ...], float]] = field(default_factory=dict)
 
@@ -154,6 +155,7 @@ class Tally:
                 unit_wrong=counts.units["wrong"],
                 losses=counts.losses(),
                 failed_in_a_row=len(run.failed) if run else 0,
+                distinct=len(self._units[place]) if place in self._units else None,
             )
             found.setdefault((segment, value), []).append(cell)
         return {name: tuple(cells) for name, cells in found.items()}
@@ -182,7 +184,9 @@ class Tally:
         raised += [_SLOW + quantile for quantile, limit in self.slow_ms.items() if record["latency_ms"] > limit]
         for place in places:
             self._cells.setdefault(place, _Counts()).every.update(raised)
-        self._runs.setdefault(places[0], _Run()).add(str(told["unit"] or key), (int(told["t"] or 0), key), failed)
+        unit = str(told["unit"] or key)
+        self._units.setdefault(places[0], set()).add(unit)
+        self._runs.setdefault(places[0], _Run()).add(unit, (int(told["t"] or 0), key), failed)
         self._speak(places, told, raised)
         if failed:
             return

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 SPLIT_LIMIT = 1000.0
-"""A split is called broken at this e-value and when it is also off by a fifth: sticky users make shares rougher than independent draws."""
+"""A split is called broken where the e-value of one weight is this and the share is also off by a fifth: less than that spoils no verdict."""
 SPLIT_FLOOR = 0.2
 IN_A_ROW, STABLE_IN_A_ROW = 5, 3
 """So many units in a row that fail say that the canary is down, unless stable's last ones failed too. A replica's own circuit opens then as well."""
@@ -40,6 +40,7 @@ class Cell:
     `total` requests assigned, of them `errors`, and `slow` above the limit of each quantile that is watched; `labelled` whose truth is known,
     of them `wrong`. The `unit_` counts are the same of the requests that speak for their unit (user), see `Tally`; None where requests are
     independent. `losses` has (metric, rows, sum of their losses from 0 to 1). `failed_in_a_row` units failed and none succeeded after them.
+    `distinct` units asked at all, each of which was drawn for its arm once; None where every request was.
     """
 
     weight: float
@@ -56,6 +57,7 @@ class Cell:
     unit_wrong: int = 0
     losses: tuple[tuple[str, int, float], ...] = ()
     failed_in_a_row: int = 0
+    distinct: int | None = None
 
     def by_unit(self) -> Cell:
         """The cell with only the requests that speak for their unit, which is what evidence of harm rests on."""
@@ -91,7 +93,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Split:
-    """How the requests were split: the canary got `canary` of `n` while both arms had a share, where the weights promise `expected`."""
+    """How the units were split: the canary got `canary` of `n` while both arms had a share, where the weights promise `expected`.
+
+    A unit that asked at several weights counts at each of them, so `e_value` is the mean of the weights' e-values.
+    """
 
     n: int
     canary: int
@@ -159,8 +164,7 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
     evidence = _evidence(plan.guards, [cell.by_unit() for cell in received], tests / alpha)
     if harmful := [item for item in evidence if item.harmful]:
         return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
-    percent = plan.stages()[step].weights[0]
-    if down := _down(plan, cells, percent):
+    if down := _down(plan, cells):
         return Verdict("roll_back", down, evidence)
     if paired is not None and paired.harmful:
         return Verdict("roll_back", str(paired), evidence)
@@ -171,6 +175,7 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
     if not lacking:
         return Verdict("promote", "every guard is inside its margin", evidence)
     if elapsed_s >= duration(part.deadline).total_seconds():
+        percent = plan.stages()[step].weights[0]
         here = [cell for cell in cells if cell.arm == "canary" and _at(cell, percent)]
         seen = any(cell.total > cell.errors for cell in here) or (paired is not None and paired.n > 0)
         return Verdict(_late(part, seen), f"not proven within {part.deadline}: {lacking}", evidence)
@@ -181,21 +186,21 @@ def _at(cell: Cell, percent: int) -> bool:
     return abs(cell.weight - percent / 100) < 1e-9
 
 
-def _down(plan: Plan, cells: Sequence[Cell], percent: int) -> str:
-    """The hard circuits: why the canary is plainly down at this step, empty where it is not, or where stable is down as well."""
-    here = {cell.arm: cell for cell in cells if _at(cell, percent)}
-    canary, stable = here.get("canary"), here.get("stable")
-    if canary is None or not canary.errors:
-        return ""
-    if stable is not None and stable.errors and (stable.errors == stable.total or stable.failed_in_a_row >= STABLE_IN_A_ROW):
-        return ""
-    if canary.errors == canary.total >= max(plan.min_requests, IN_A_ROW):
-        return f"the canary is down: all of its {canary.total:,} requests at {percent} % failed"
+def _down(plan: Plan, cells: Sequence[Cell]) -> str:
+    """The hard circuits: why the canary is plainly down, empty where it is not, or where stable is down as well."""
     total = sum(cell.total for cell in cells if cell.arm == "stable")
     errors = sum(cell.errors for cell in cells if cell.arm == "stable")
     rate = (errors + 1) / (total + 2) if total else UNKNOWN_RATE
-    if canary.failed_in_a_row >= max(IN_A_ROW, math.log(BY_CHANCE / canary.total) / math.log(rate)):
-        return f"the canary is down: its last {canary.failed_in_a_row} units failed in a row at {percent} %"
+    beside = {cell.weight: cell for cell in cells if cell.arm == "stable"}
+    for canary in cells:
+        stable = beside.get(canary.weight, Cell(canary.weight, "stable"))
+        both = stable.errors and (stable.errors == stable.total or stable.failed_in_a_row >= STABLE_IN_A_ROW)
+        if canary.arm != "canary" or not canary.errors or both:
+            continue
+        if canary.errors == canary.total >= max(plan.min_requests, IN_A_ROW):
+            return f"the canary is down: all of its {canary.total:,} requests at {canary.weight:.0%} failed"
+        if canary.failed_in_a_row >= max(IN_A_ROW, math.log(BY_CHANCE / canary.total) / math.log(rate)):
+            return f"the canary is down: its last {canary.failed_in_a_row} units failed in a row at {canary.weight:.0%}"
     return ""
 
 
@@ -276,34 +281,37 @@ def _stable_rate(levels: Sequence[_Level]) -> float:
 
 
 def split(cells: Sequence[Cell]) -> Split:
-    """How the requests were split over the weights at which both arms had a share."""
-    found = [item for item in _requests(cells).items() if 0 < item[0] < 1]
-    n, canary = sum(n for _, (n, _) in found), sum(canary for _, (_, canary) in found)
-    return Split(n, canary, sum(weight * n for weight, (n, _) in found), uneven_split((w, *counts) for w, counts in found))
+    """How the units were split over the weights at which both arms had a share."""
+    found = [(weight, *counts) for weight, counts in _units(cells).items() if 0 < weight < 1]
+    e_values = [uneven_split([level]) for level in found] or [1.0]
+    canary, expected = sum(canary for _, _, canary in found), sum(weight * n for weight, n, _ in found)
+    return Split(sum(n for _, n, _ in found), canary, expected, sum(e_values) / len(e_values))
 
 
-def _requests(cells: Sequence[Cell]) -> dict[float, tuple[int, int]]:
-    """For each weight the requests, and the canary's."""
+def _units(cells: Sequence[Cell]) -> dict[float, tuple[int, int]]:
+    """For each weight the units (requests where each was drawn for itself), and the canary's."""
     found: dict[float, tuple[int, int]] = {}
     for cell in cells:
-        n, canary = found.get(cell.weight, (0, 0))
-        found[cell.weight] = (n + cell.total, canary + cell.total * (cell.arm == "canary"))
+        (n, canary), new = found.get(cell.weight, (0, 0)), cell.total if cell.distinct is None else cell.distinct
+        found[cell.weight] = (n + new, canary + new * (cell.arm == "canary"))
     return found
 
 
 def _broken(cells: Sequence[Cell]) -> tuple[str, dict[float, float]]:
     """What is wrong with the split of the traffic (empty: it is as the weights say), and for each weight the share that the canary got."""
     broken, shares = "", {}
-    for weight, (n, canary) in sorted(_requests(cells).items()):
+    for weight, (n, canary) in sorted(_units(cells).items()):
         shares[weight] = max(weight, canary / n) if n else weight
         off = n and abs(canary / n - weight) > SPLIT_FLOOR * min(weight, 1 - weight)
         if off and _split_evidence(weight, n, canary) >= SPLIT_LIMIT:
-            broken = f"the canary got {canary:,} of {n:,} requests at a weight of {weight:.0%}: the split is broken, trust neither arm"
+            broken = (
+                f"the canary got {canary:,} of {n:,} units at a weight of {weight:.0%}: the split is broken, trust neither arm"
+            )
     return broken, shares
 
 
 def _split_evidence(weight: float, n: int, canary: int) -> float:
-    certain = weight in (0.0, 1.0)  # then one request in the wrong arm is one too many
+    certain = weight in (0.0, 1.0)  # then one unit in the wrong arm is one too many
     return SPLIT_LIMIT if certain else uneven_split([(weight, n, canary)])
 
 

@@ -35,16 +35,11 @@ class Gain:
         return f"{self.metric}: {told} on {self.canary_n:,} of the canary and {self.stable_n:,} of stable"
 
 
-def gain(guard: Business, rows: Sequence[Worth], *, alpha: float, arm: str = "canary", share: float | None = None) -> Gain:
-    """Compare `arm` with stable over `rows`, in the order in which their labels came.
-
-    `share` is the arm's part of what both have, where other candidates have some too; by default each row's own weight. Rows at which one
-    of the two had no share count for nothing.
-    """
-    both = [row for row in rows if row.arm in (arm, "stable")]
-    weight = np.array([row.weight / WHOLE if share is None else share for row in both])
-    ours = np.array([row.arm == arm for row in both], dtype=bool)
-    kept = 1.0 - np.array([row.loss for row in both])
+def gain(guard: Business, rows: Sequence[Worth], *, alpha: float) -> Gain:
+    """Compare the canary with stable over `rows`, in the order in which their labels came. Rows at which one of the two had no share count for nothing."""
+    weight = np.array([row.weight / WHOLE for row in rows])
+    ours = np.array([row.arm == "canary" for row in rows], dtype=bool)
+    kept = 1.0 - np.array([row.loss for row in rows])
     compared = (weight > 0) & (weight < 1)
     weight, ours, kept = weight[compared], ours[compared], kept[compared]
     found, wide = effect(weight, ours, kept, alpha=alpha), guard.high - guard.low

@@ -56,6 +56,7 @@ def test_counts_by_weight_and_assigned_arm() -> None:
             unit_slow={"p99": 1},
             unit_labelled=1,
             failed_in_a_row=1,
+            distinct=2,
         ),
         Cell(
             0.1,
@@ -68,6 +69,7 @@ def test_counts_by_weight_and_assigned_arm() -> None:
             unit_slow={"p99": 0},
             unit_labelled=1,
             unit_wrong=1,
+            distinct=1,
         ),
     )
 

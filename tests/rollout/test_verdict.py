@@ -130,12 +130,12 @@ def test_the_hard_circuits_end_a_canary_that_is_down() -> None:
         return look([stable or Cell(weight, "stable", canary.total, 1), canary], plan=plan, step=int(weight == 1))
 
     found = down(5)
-    assert (found.decision, found.cause) == ("roll_back", "the canary is down: its last 5 units failed in a row at 50 %")
+    assert (found.decision, found.cause) == ("roll_back", "the canary is down: its last 5 units failed in a row at 50%")
     assert down(4).decision == "promote"
     assert down(5, Cell(0.5, "stable", 60, 24, failed_in_a_row=1)).decision == "promote", "stable fails as often by chance"
     assert down(9, Cell(0.5, "stable", 60, 12, failed_in_a_row=3)).decision == "promote", "both are down"
     alone = down(1, total=20, errors=20)  # one user's, so it is one unit
-    assert alone.cause == "the canary is down: all of its 20 requests at 50 % failed"
+    assert alone.cause == "the canary is down: all of its 20 requests at 50% failed"
     assert down(1, total=19, errors=19).decision == "continue"
     everywhere = look([Cell(1.0, "canary", 60, 5, failed_in_a_row=5)], plan=plan, step=1)
     assert everywhere.decision == "roll_back", "nobody is beside it"
@@ -154,24 +154,35 @@ class Arm:
     label: float = 0.5
 
 
+USERS = 400
+
+
 def rollout(rng: np.random.Generator, stable: Arm, canary: Arm, *, per_look: int = 300, looks: int = 20) -> tuple[str, int]:
-    """(the last decision or "open", requests until then). Rates swell and fall over the looks, for both arms alike."""
+    """(the last decision or "open", requests until then). Looks are ten minutes apart; rates swell and fall over them, for both arms alike.
+
+    400 users ask, who stay on one arm. Of each user's requests in a look the first speaks, and of the labelled ones the first.
+    """
     counts: dict[tuple[float, str], np.ndarray] = {}
-    step = 0
+    asked: dict[tuple[float, str], set[int]] = {}
+    step, bucket = 0, rng.random(USERS)
+    rates = {name: np.array([getattr(arm, name) for arm in (stable, canary)]) for name in ("error", "slow", "wrong", "label")}
     for turn in range(looks):
         swell = 1 + 0.8 * np.sin(turn / 3)
         weight = (0.1, 0.5, 1.0)[step]
-        sent = rng.binomial(per_look, weight)
-        for name, arm, n in (("stable", stable, per_look - sent), ("canary", canary, sent)):
-            labelled = rng.binomial(n, arm.label)
-            new = [
-                n,
-                *rng.binomial(n, [arm.error * swell, arm.slow * swell]),
-                labelled,
-                rng.binomial(labelled, arm.wrong * swell),
-            ]
-            counts[weight, name] = counts.get((weight, name), np.zeros(5, int)) + new
-        found = look([cell(w, a, *map(int, c)) for (w, a), c in counts.items()], step=step)
+        users = rng.integers(0, USERS, per_look)
+        side = (bucket[users] < weight).astype(int)
+        error, slow, wrong = (rng.random(per_look) < rates[name][side] * swell for name in ("error", "slow", "wrong"))
+        known = rng.random(per_look) < rates["label"][side]
+        first = np.isin(np.arange(per_look), np.unique(users, return_index=True)[1])
+        labelled = np.flatnonzero(known)
+        heard = np.isin(np.arange(per_look), labelled[np.unique(users[labelled], return_index=True)[1]])
+        told = [error | True, error, slow, known, known & wrong, first, first & error, first & slow, heard, heard & wrong]
+        for at, name in enumerate(("stable", "canary")):
+            asked.setdefault((weight, name), set()).update(users[side == at].tolist())
+            new = np.array([(part & (side == at)).sum() for part in told])
+            counts[weight, name] = counts.get((weight, name), np.zeros(10, int)) + new
+        cells = [replace(counted(*place, *map(int, c)), distinct=len(asked[place])) for place, c in counts.items()]
+        found = look(cells, step=step)
         if found.decision in ("roll_back", "hold"):
             return found.decision, (turn + 1) * per_look
         if found.decision == "promote":
@@ -179,6 +190,15 @@ def rollout(rng: np.random.Generator, stable: Arm, canary: Arm, *, per_look: int
                 return "promote", (turn + 1) * per_look
             step += 1
     return "open", looks * per_look
+
+
+def counted(weight: float, arm: str, *counts: int) -> Cell:
+    """All requests, then those that speak for their user."""
+    every, units = (
+        Cell(weight, arm, n, bad, {"p99": slow}, known, off) for n, bad, slow, known, off in (counts[:5], counts[5:])
+    )
+    asked = replace(every, unit_total=units.total, unit_errors=units.errors, unit_slow=units.slow)
+    return replace(asked, unit_labelled=units.labelled, unit_wrong=units.wrong)
 
 
 def test_equal_canaries_are_rolled_back_less_often_than_alpha_under_peeking() -> None:
@@ -212,13 +232,28 @@ def test_no_metric_alarms_on_equal_arms_however_often_one_looks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("canary", "requests"),
-    [(Arm(error=0.05), 2100), (Arm(slow=0.10), 3000), (Arm(wrong=0.45), 3000)],
+    ("canary", "found", "requests"),
+    [(Arm(error=0.05), 95, 2100), (Arm(slow=0.10), 95, 3000), (Arm(wrong=0.45), 75, 3000)],
     ids=["errors 0.2 % to 5 %", "slow 1 % to 10 %", "wrong 20 % to 45 %"],
 )
-def test_harm_is_found_soon(canary: Arm, requests: int) -> None:
+def test_harm_is_found_soon(canary: Arm, found: int, requests: int) -> None:
     rng = np.random.default_rng(2)
     ends = [rollout(rng, Arm(), canary) for _ in range(100)]
-    assert [end for end, _ in ends].count("roll_back") >= 90
+    assert [end for end, _ in ends].count("roll_back") >= found
     assert "promote" not in [end for end, _ in ends]
     assert np.median([n for end, n in ends if end == "roll_back"]) <= requests
+
+
+def test_the_split_of_users_who_ask_often_is_no_more_uneven_than_they_are() -> None:
+    """Fifty users at 10 %: their requests follow them, so the share of requests strays far, and nobody is to hold for it."""
+    rng, wrongly = np.random.default_rng(3), 0
+    for _ in range(200):
+        ours = rng.binomial(50, 0.1)
+        cells = [
+            Cell(0.1, arm, 200 * users, distinct=users, unit_total=20 * users)
+            for arm, users in (("stable", 50 - ours), ("canary", ours))
+        ]
+        wrongly += look(cells).decision == "hold"
+    assert wrongly == 0
+    broken = look([Cell(0.1, "stable", 9000, distinct=900), Cell(0.1, "canary", 2000, distinct=200)])
+    assert (broken.decision, broken.cause[:33]) == ("hold", "the canary got 200 of 1,100 units")
