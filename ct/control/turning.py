@@ -103,13 +103,13 @@ class Judging:
         return rollout.refused_at is not None and self._since(rollout.refused_at) < HOOK_SECONDS
 
     def _paused(self, rollout: Rollout, route: Route, version: str, found: Verdict) -> str:
-        if found.decision == "hold":  # only a broken split says so while no time passes
+        if found.reason == "split":
             self._act.alert("WARN", f"rollout {rollout.id}: the split is broken, while it is paused", detail=found.cause)
         if found.decision != "roll_back" or not self._stands(rollout, route):
             return ""
         said = {"version": version, **found.recorded()}
         state.note(self._act.journal, self._act.pipeline.name, rollout.id, "RolloutJudged", said)
-        return self._harmed(rollout, version, found.cause, "")
+        return self._harmed(rollout, version, found.cause, found.reason)
 
     def _harmed(self, rollout: Rollout, version: str, cause: str, reason: str) -> str:
         """Harm ends the candidate that does it, and the rollout with the last one."""
@@ -128,7 +128,7 @@ class Judging:
         stages = rollouts.plan_of(act, rollout).stages()
         match found.decision:
             case "roll_back":
-                return self._harmed(rollout, version, found.cause, "")
+                return self._harmed(rollout, version, found.cause, found.reason)
             case "abort":
                 return ending.end(act, "aborted", found.cause, reason=ending.DEADLINE)
             case "hold":

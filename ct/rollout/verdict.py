@@ -112,7 +112,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`promote` means: this step has passed, take the next one or end. `hold` means: a person should look."""
+    """`promote` means: this step has passed, take the next one or end. `hold` means: a person should look.
+
+    `reason` is a word for the cause where no metric's evidence is it: "circuit", "split", "segment" or "deadline".
+    """
 
     decision: Literal["continue", "promote", "hold", "roll_back", "abort"]
     cause: str
@@ -121,6 +124,7 @@ class Verdict:
     split: Split | None = None
     segments: Segments | None = None
     gains: tuple[Gain, ...] = ()
+    reason: Literal["", "circuit", "split", "segment", "deadline"] = ""
 
     def recorded(self) -> dict[str, Any]:
         """Everything of it as plain data for the journal."""
@@ -152,7 +156,7 @@ def judge(
     part, _ = part_at(plan, step)
     holds = getattr(part, "harmed_segment", "report") == "hold"  # a plan of the user's own may not know the word
     if found.decision == "promote" and holds and segments is not None and segments.harmed:
-        found = replace(found, decision="hold", cause=f"a segment is harmed: {segments.harmed[0]}")
+        found = replace(found, decision="hold", cause=f"a segment is harmed: {segments.harmed[0]}", reason="segment")
     return replace(found, paired=paired, split=split(cells), segments=segments)
 
 
@@ -165,11 +169,11 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
     if harmful := [item for item in evidence if item.harmful]:
         return Verdict("roll_back", str(max(harmful, key=lambda item: item.e_value)), evidence)
     if down := _down(plan, cells):
-        return Verdict("roll_back", down, evidence)
+        return Verdict("roll_back", down, evidence, reason="circuit")
     if paired is not None and paired.harmful:
         return Verdict("roll_back", str(paired), evidence)
     if broken:
-        return Verdict("hold", broken, evidence)
+        return Verdict("hold", broken, evidence, reason="split")
     part, at = part_at(plan, step)
     lacking = _unproven(part, paired) if part.stages()[at].shadow else _lacking(part, cells, at)
     if not lacking:
@@ -178,7 +182,7 @@ def _judge(plan: Plan, cells: Sequence[Cell], step: int, elapsed_s: float, alpha
         percent = plan.stages()[step].weights[0]
         here = [cell for cell in cells if cell.arm == "canary" and _at(cell, percent)]
         seen = any(cell.total > cell.errors for cell in here) or (paired is not None and paired.n > 0)
-        return Verdict(_late(part, seen), f"not proven within {part.deadline}: {lacking}", evidence)
+        return Verdict(_late(part, seen), f"not proven within {part.deadline}: {lacking}", evidence, reason="deadline")
     return Verdict("continue", lacking, evidence)
 
 

@@ -130,6 +130,7 @@ def test_the_hard_circuits_end_a_canary_that_is_down() -> None:
         return look([stable or Cell(weight, "stable", canary.total, 1), canary], plan=plan, step=int(weight == 1))
 
     found = down(5)
+    assert (found.decision, found.reason) == ("roll_back", "circuit")
     assert (found.decision, found.cause) == ("roll_back", "the canary is down: its last 5 units failed in a row at 50%")
     assert down(4).decision == "promote"
     assert down(5, Cell(0.5, "stable", 60, 24, failed_in_a_row=1)).decision == "promote", "stable fails as often by chance"
