@@ -19,6 +19,8 @@ from ct.rollout.verdict import Verdict
 if TYPE_CHECKING:
     from ct.control.act import Actor
 
+REPORT_SECONDS = 60.0
+"""So often the evidence of a rollout that just goes on is recorded."""
 HOOK_SECONDS, ROOM_SECONDS = 10.0, 60.0
 """A hook that refused is asked again after so long, an application apart that could not be made larger is tried again."""
 
@@ -62,6 +64,7 @@ class Judging:
         self._counts = Counting(act)
         self._circuits = Circuits(act)
         self._rest = 0.0
+        self._reported = 0.0
 
     def turn(self) -> str:
         """Look once and act on the verdict. Returns what was done, empty when the rollout just goes on.
@@ -87,6 +90,7 @@ class Judging:
         found = paced(plan, rollout.step, found, elapsed_s=elapsed, passed_s=passed)
         waits = found.decision == "promote" and (self._refused(rollout) or act.clock.now().timestamp() < self._rest)
         if waits or found.decision == "continue" or (found.decision == "hold" and rollout.phase == "holding"):
+            self._report(rollout, route, version, found)
             return ""
         if not self._stands(rollout, route):
             return ""
@@ -102,10 +106,19 @@ class Judging:
     def _refused(self, rollout: Rollout) -> bool:
         return rollout.refused_at is not None and self._since(rollout.refused_at) < HOOK_SECONDS
 
+    def _report(self, rollout: Rollout, route: Route, version: str, found: Verdict) -> None:
+        """Tell the evidence of a look that changes nothing, now and then: else nobody would see it before it decides."""
+        now, begun = self._act.clock.now().timestamp(), (rollout.step_at or rollout.started).timestamp()
+        if now - max(self._reported, begun) >= REPORT_SECONDS and self._stands(rollout, route):
+            said = {"version": version, **found.recorded()}
+            state.note(self._act.journal, self._act.pipeline.name, rollout.id, "RolloutJudged", said)
+            self._reported = now
+
     def _paused(self, rollout: Rollout, route: Route, version: str, found: Verdict) -> str:
         if found.reason == "split":
             self._act.alert("WARN", f"rollout {rollout.id}: the split is broken, while it is paused", detail=found.cause)
         if found.decision != "roll_back" or not self._stands(rollout, route):
+            self._report(rollout, route, version, found)
             return ""
         said = {"version": version, **found.recorded()}
         state.note(self._act.journal, self._act.pipeline.name, rollout.id, "RolloutJudged", said)

@@ -288,7 +288,7 @@ def split(cells: Sequence[Cell]) -> Split:
     """How the units were split over the weights at which both arms had a share."""
     found = [(weight, *counts) for weight, counts in _units(cells).items() if 0 < weight < 1]
     e_values = [uneven_split([level]) for level in found] or [1.0]
-    canary, expected = sum(canary for _, _, canary in found), sum(weight * n for weight, n, _ in found)
+    canary, expected = sum(canary for _, _, canary in found), sum((weight * n for weight, n, _ in found), 0.0)
     return Split(sum(n for _, n, _ in found), canary, expected, sum(e_values) / len(e_values))
 
 

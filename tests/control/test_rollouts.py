@@ -117,6 +117,26 @@ def test_segments_of_a_plan_must_be_declared(tmp_path: Path) -> None:
         rolling.actor(tmp_path / "p", ct.Canary(100, only={"carrier": ["AA"]}))
 
 
+def test_a_rollout_that_just_goes_on_tells_its_evidence_once_a_minute(tmp_path: Path) -> None:
+    act = rolling.actor(tmp_path / "p", ct.AB(50, guards=[ct.error_rate(max=0.5), ct.latency("p50", "p99")]))
+    act.start_rollout("v2")
+    rolling.traffic(act)
+    assert act.judge() == ""
+    assert last(act).evidence == ()
+    assert isinstance(act.clock, TurnableClock)
+    for _ in range(3):
+        act.clock.turn(timedelta(seconds=40))
+        assert act.judge() == ""
+    told = [event for event in act.journal.read(state.stream(rolling.LINE)) if event.type == "RolloutJudged"]
+    assert [event.data["decision"] for event in told] == ["continue"]
+    assert [item["metric"] for item in last(act).evidence] == [
+        "error_rate", "error_rate above 0.5", "latency_p50_p99", "latency_p50", "latency_p99",
+    ]  # fmt: skip
+    assert last(act).evidence[0]["canary_n"] > 0
+    assert last(act).split is not None
+    assert last(act).shown == "Progressing"
+
+
 def test_a_shadow_without_a_labelled_row_yet_goes_on(tmp_path: Path) -> None:
     act = rolling.actor(tmp_path / "p", ct.Shadow(within=0.01))
     act.start_rollout("v2")
