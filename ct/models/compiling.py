@@ -24,7 +24,6 @@ from ct.objectives import Calibration, Objective
 from ct.registry import files
 from ct.registry.files import ModelSpec
 
-PACKAGE = "model.pt2"
 TOLERANCE = 1e-6
 _ROWS = 37
 _MOST = 1 << 24
@@ -102,12 +101,12 @@ def _drawn(encoder: Encoder) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def main() -> None:
-    """The process that compiles: reads the files in the folder of its argument and writes the package there."""
-    folder = Path(sys.argv[1])
+    """The process that compiles: reads the files in the folder of its first argument and writes the package of its second's name there."""
+    folder, package = Path(sys.argv[1]), sys.argv[2]
     os.nice(10)  # replicas answer meanwhile
     made = {name: (folder / name).read_bytes() for name in sorted(files.REQUIRED)}
     try:
-        compile_(made, folder / PACKAGE)
+        compile_(made, folder / package)
     except Exception as error:  # torch raises many kinds; the last line is what the other process tells
         lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
         sys.exit(lines[0][:300])

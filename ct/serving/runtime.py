@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -268,6 +269,15 @@ def _compiled(made: Mapping[str, bytes], spec: ModelSpec, folder: Path | None) -
     from ct.serving import compiled
 
     return compiled.engine(made, folder)
+
+
+def prepare(made: Mapping[str, bytes], wanted: Wanted) -> None:
+    """Whatever takes long before the version with these verified files can be loaded: compiling it, so that nobody else's loading waits for that."""
+    if wanted.runtime == AOT and wanted.folder is not None and ModelSpec.from_bytes(made[files.SPEC]).model:
+        from ct.serving import compiled
+
+        with suppress(Unavailable, Corrupt):  # loading meets it again and takes what stands in
+            compiled.packaged(made, wanted.folder)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ct.errors import Conflict, Unavailable
 from ct.registry import files
 from ct.registry.routes import Arm, Route, Share, arm_name
 from ct.serving.router import Circuit
-from ct.serving.runtime import USUAL, Predictor, Wanted
+from ct.serving.runtime import AOT, USUAL, Predictor, Wanted, prepare
 from ct.store.artifacts import Artifacts
 
 STAGED_SECONDS = 900.0
@@ -157,6 +157,8 @@ class Slots:
             found.at = monotonic()  # it waits for its route anew, also where an earlier one named it
             found.served = found.served and self._live is not None and any(found is slot for slot in self._live.slots)
             return found
+        if self._wanted.runtime == AOT and not app:
+            prepare(self._fetch(manifest), self._wanted)
         with self._loading:
             if (found := self._held(arm)) is not None:
                 return found

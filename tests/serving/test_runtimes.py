@@ -7,6 +7,7 @@ import json
 import pickle
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,20 @@ from ct.training.declare import Torch
 from delay_model import DelayNet
 
 TORCH = Wanted("torch")
-CASES: list[tuple[str, Any, Objective, Calibration]] = [
-    ("isotonic", small("MLP"), BINARY, isotonic()),
-    ("classes", small("TabM"), CLASSES, Calibration(temperature=0.4, shift=(0.0, -1.0, 3.0))),
-    ("number", small("RealMLP"), NUMBER, Calibration(center=1.5e6, spread=20.0)),
-    ("quantiles", small("TabM", embedding="piecewise"), QUANTILES, Calibration(center=40.0, spread=1e3)),
-    ("stacked", ct.Ensemble([small("MLP"), small("TabM")], how="stacked"), BINARY, Calibration(temperature=1.3)),
-    ("own", Torch(DelayNet, options={"width": 16}), BINARY, PLAIN),
-]
+CASES: dict[str, tuple[Any, Objective, Calibration]] = {
+    "isotonic": (small("MLP"), BINARY, isotonic()),
+    "classes": (small("TabM"), CLASSES, Calibration(temperature=0.4, shift=(0.0, -1.0, 3.0))),
+    "number": (small("RealMLP"), NUMBER, Calibration(center=1.5e6, spread=20.0)),
+    "quantiles": (small("TabM", embedding="piecewise"), QUANTILES, Calibration(center=40.0, spread=1e3)),
+    "stacked": (ct.Ensemble([small("MLP"), small("RealMLP")], how="stacked"), BINARY, Calibration(temperature=1.3)),
+    "own": (Torch(DelayNet, options={"width": 16}), BINARY, PLAIN),
+}
+
+
+@cache
+def version(name: str) -> dict[str, bytes]:
+    """The files of a case, exported once."""
+    return version_files(*CASES[name])
 
 
 def golden(made: dict[str, bytes], predictor: Predictor) -> tuple[dict[str, Any], np.ndarray]:
@@ -46,11 +53,9 @@ def golden(made: dict[str, bytes], predictor: Predictor) -> tuple[dict[str, Any]
     return {name: np.array(values, dtype=kinds[name]) for name, values in kept["features"].items()}, np.array(kept["score"])
 
 
-@pytest.mark.parametrize(("model", "objective", "calibration"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_torch_gives_trainings_bits_and_the_graph_a_millionth_at_most(
-    model: Any, objective: Objective, calibration: Calibration
-) -> None:
-    made = version_files(model, objective, calibration)
+@pytest.mark.parametrize("name", CASES)
+def test_torch_gives_trainings_bits_and_the_graph_a_millionth_at_most(name: str) -> None:
+    made, (_, objective, calibration) = version(name), CASES[name]
     graph, eager = Predictor.load(made), Predictor.load(made, wanted=TORCH)
     assert (graph.runtime, eager.runtime, eager.instead) == ("onnx", "torch", "")
     rows, scores = golden(made, eager)
@@ -72,10 +77,10 @@ def test_raw_outputs_are_trainings_own() -> None:
     from ct.models.restoring import restored
 
     model = small("RealMLP")
-    made = version_files(model, NUMBER)
+    made = version_files(model, NUMBER, graph=False)
     predictor = Predictor.load(made, wanted=TORCH)
     rows = columns(300, 4, unseen=True)
-    given = [torch.from_numpy(made_) for made_ in (predictor.encoder.numeric(rows), predictor.encoder.category(rows))]
+    given = [torch.from_numpy(part) for part in (predictor.encoder.numeric(rows), predictor.encoder.category(rows))]
     with torch.no_grad():
         own = loaded(model, predictor.encoder.shape, NUMBER, load(made[files.WEIGHTS]))(*given)
         theirs = restored(made).module(*given)
@@ -146,7 +151,7 @@ def test_torch_asked_for_a_version_that_has_no_recipe_leaves_it_to_the_graph() -
 
 @pytest.mark.parametrize("wanted", [Wanted(), TORCH])
 def test_golden_rows_that_come_out_otherwise_refuse_the_slot(project: Project, wanted: Wanted) -> None:
-    made = version_files(small("MLP"))
+    made = version("isotonic")
     golden_ = json.loads(made[files.GOLDEN])
     golden_["score"][5] += 1e-3
     manifest = files.store(project.artifacts, made | {files.GOLDEN: json.dumps(golden_).encode()})
@@ -157,7 +162,7 @@ def test_golden_rows_that_come_out_otherwise_refuse_the_slot(project: Project, w
 
 
 def test_a_users_module_runs_out_of_the_archive_alone_and_counts_as_own_code(tmp_path: Path) -> None:
-    made = version_files(Torch(DelayNet, options={"width": 16}))
+    made = version("own")
     spec = ModelSpec.from_bytes(made[files.SPEC])
     assert spec.model["parts"] == [{"module": "delay_model", "name": "DelayNet", "options": {"width": 16}, "seed": 0}]
     eager = Predictor.load(made, wanted=TORCH)
