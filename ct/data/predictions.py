@@ -1,20 +1,15 @@
-"""The prediction log: a durable inbox that replicas append to, and the committer that moves it into a table exactly once.
+"""The prediction log: the segments that replicas append to (inbox.py), read, and moved into a table exactly once by the committer.
 
-An append returns only after fsync, so an acknowledged row survives the death of its process. What is logged is the endpoint's concern.
+What is logged is the endpoint's concern.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-import queue
-import struct
-import threading
-import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -24,9 +19,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ct.data.inbox import FRAME, frame
+from ct.data.inbox import Inbox as Inbox
 from ct.data.naming import PredictionIds as PredictionIds
 from ct.data.tables import Warehouse
-from ct.errors import Unavailable
 from ct.ids import canonical, sha256
 from ct.settings import Settings
 from ct.store.files import open_input, sync_folder
@@ -36,13 +32,7 @@ Record = dict[str, Any]
 Cursor = dict[str, int]
 """How many bytes of each segment have been read."""
 
-SLOW_SECONDS = 0.001
-"""A disk whose fsync takes longer, on a running mean, is waited for by the thread alone."""
-_NEW = 1 / 16
-"""The weight of the newest fsync in that mean: one hiccup of 15 ms is enough to be careful for a while."""
-_FRAME = struct.Struct("<II")
 _MAX_RECORD = 1 << 26
-_SEGMENT_BYTES = 1 << 26
 _MARK, _PLAN, _LOCK = "committed.json", "plan.json", "commit.lock"
 _JSON = ("context", "request", "features", "scores")
 _PREDICTION = {
@@ -68,116 +58,6 @@ _PREDICTION = {
 _LABEL = {"value": pa.float64(), "label": pa.float64(), "known_at": pa.int64()}
 _SCHEMA = pa.schema({**_PREDICTION, **_LABEL})
 _LABEL_KEYS = ("kind", "id", "t", *_LABEL)
-
-
-class Inbox:
-    """One replica's writer: a thread that writes what has gathered, calls fsync once, and then lets all the waiting ones go."""
-
-    def __init__(self, folder: Path, replica: str, *, segment_bytes: int = _SEGMENT_BYTES) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder, self._replica, self._limit = folder, replica, segment_bytes
-        self._queue: queue.SimpleQueue[tuple[bytes, Future[None]] | None] = queue.SimpleQueue()
-        self._number, self._handle, self._size = 0, -1, 0
-        self._writing, self._pace = threading.Lock(), 0.0
-        self._thread = threading.Thread(target=self._run, name="inbox", daemon=True)
-        self._thread.start()
-
-    def submit(self, records: Sequence[Mapping[str, Any]]) -> Future[None]:
-        """Log records, all or none. The future is done once they are durable; it holds Unavailable when they could not be written."""
-        done: Future[None] = Future()
-        self._queue.put((b"".join(map(_frame, records)), done))
-        return done
-
-    def keep(self, records: Sequence[Mapping[str, Any]]) -> Future[None]:
-        """`submit`, but written by the caller itself while nobody else writes and the disk is quick: that saves two changes of thread."""
-        if self._pace > SLOW_SECONDS or self._handle < 0 or self._size >= self._limit or not self._queue.empty():
-            return self.submit(records)
-        if not self._writing.acquire(blocking=False):
-            return self.submit(records)
-        done: Future[None] = Future()
-        try:
-            self._write([(b"".join(map(_frame, records)), done)])
-        finally:
-            self._writing.release()
-        return done
-
-    def close(self) -> None:
-        """Write what is waiting and give the segment up."""
-        self._queue.put(None)
-        self._thread.join(10)
-
-    def _run(self) -> None:
-        while (first := self._queue.get()) is not None:
-            batch, last = [first], False
-            while not self._queue.empty():
-                following = self._queue.get()
-                if following is None:
-                    last = True
-                    break
-                batch.append(following)
-            with self._writing:
-                self._write(batch)
-            if last:
-                break
-        with self._writing:
-            self._seal()
-
-    def _write(self, batch: list[tuple[bytes, Future[None]]]) -> None:
-        data = b"".join(item[0] for item in batch)
-        begun = self._handle >= 0
-        error = self._tried(data)
-        if error is not None and begun:  # the fault may be of one file: once more, in a segment of its own
-            error = self._tried(data)
-        failure = Unavailable(f"the prediction log cannot be written: {error}", "a writable disk with room", "free space")
-        for _, done in batch:
-            if not done.set_running_or_notify_cancel():
-                continue  # who asked has gone; the row is kept nevertheless
-            if error is None:
-                done.set_result(None)
-            else:
-                done.set_exception(failure)
-
-    def _tried(self, data: bytes) -> OSError | None:
-        """Make bytes durable. A segment where that failed is given up, as its sync proves nothing any more, and loses what was not durable."""
-        try:
-            if self._handle < 0 or self._size >= self._limit:
-                self._roll()
-            written = 0
-            while written < len(data):
-                written += os.write(self._handle, data[written:])
-            begun = time.monotonic()
-            os.fsync(self._handle)
-            self._pace += (time.monotonic() - begun - self._pace) * _NEW
-            self._size += len(data)
-            return None
-        except OSError as error:
-            with suppress(OSError):  # may end in half a record, or be in the way of the same rows elsewhere
-                os.ftruncate(self._handle, self._size)
-            self._seal()
-            return error
-
-    def _roll(self) -> None:
-        self._seal()
-        path = self._folder / f"{self._replica}-{self._number:06d}.log"
-        self._number += 1  # first of all: what a failure leaves behind is never in the way of the next segment
-        part = path.with_suffix(".part")
-        self._size = 0
-        self._handle = os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND, 0o644)
-        # The lock is held as long as more may follow: so the committer sees which segments are done, even of killed replicas.
-        # It is taken before the segment has its name, so that no segment is ever seen unlocked and unfinished.
-        fcntl.flock(self._handle, fcntl.LOCK_EX)
-        os.rename(part, path)
-        sync_folder(self._folder)
-
-    def _seal(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-        self._handle = -1
-
-
-def _frame(record: Mapping[str, Any], length: int = 0) -> bytes:
-    body = orjson.dumps(record).ljust(length)
-    return _FRAME.pack(len(body), zlib.crc32(body)) + body
 
 
 def read(folder: Path, cursor: Mapping[str, int] | None = None) -> tuple[list[Record], Cursor]:
@@ -208,13 +88,13 @@ def _bodies(path: Path, begin: int, stop: int | None = None) -> tuple[list[bytes
     except FileNotFoundError:  # committed and deleted meanwhile
         return [], begin
     bodies, at = [], 0
-    while at + _FRAME.size <= len(data):
-        length, check = _FRAME.unpack_from(data, at)
-        body = data[at + _FRAME.size : at + _FRAME.size + length]
+    while at + FRAME.size <= len(data):
+        length, check = FRAME.unpack_from(data, at)
+        body = data[at + FRAME.size : at + FRAME.size + length]
         if not 0 < length <= _MAX_RECORD or len(body) < length or zlib.crc32(body) != check:
             break
         bodies.append(body)
-        at += _FRAME.size + length
+        at += FRAME.size + length
     return bodies, begin + at
 
 
@@ -327,8 +207,8 @@ def _blank(path: Path, end: int, gone: Callable[[Record], bool]) -> None:
         for body in _bodies(path, 0, end)[0]:
             if gone(orjson.loads(body)):
                 file.seek(at)
-                file.write(_frame({"kind": "erased"}, len(body)))
-            at += _FRAME.size + len(body)
+                file.write(frame({"kind": "erased"}, len(body)))
+            at += FRAME.size + len(body)
         file.flush()
         os.fsync(file.fileno())
 

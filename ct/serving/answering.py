@@ -237,7 +237,7 @@ class Answering:
     def _log(self, records: list[dict[str, Any]], then: Callable[[BaseException | None], None]) -> None:
         """Log records, then say how that went: once they are on disk, or at once where the flags say "fast"."""
         if self.flags is not None and self.flags.log == "fast":
-            self._inbox.submit(records).add_done_callback(self._late)
+            self._inbox.soon(records).add_done_callback(self._late)
             then(None)
             return
         written = self._inbox.keep(records)

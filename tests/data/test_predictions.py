@@ -231,3 +231,49 @@ def test_who_no_longer_waits_for_a_row_stops_neither_it_nor_the_writer(tmp_path:
         "last",
         *(f"l{at}" for at in range(200)),
     }
+
+
+def test_what_is_written_soon_is_the_systems_at_once_and_on_disk_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    inbox = Inbox(tmp_path, "r1")
+    inbox.submit([{"kind": "label", "id": "0"}]).result(5)
+    synced: list[int] = []
+    sync = os.fsync
+    monkeypatch.setattr(predictions.os, "fsync", lambda handle: (synced.append(handle), sync(handle)))
+    some = [inbox.soon([{"kind": "label", "id": str(at)}]) for at in range(1, 30)]
+    assert [record["id"] for record in predictions.read(tmp_path)[0]] == [str(at) for at in range(30)]
+    for done in some:
+        done.result(5)
+    assert 1 <= len(synced) < 15  # they share an fsync
+    inbox.close()
+    with pytest.raises(Unavailable, match="closed"):
+        inbox.submit([{"kind": "label", "id": "late"}]).result(5)
+    with pytest.raises(Unavailable, match="closed"):
+        inbox.soon([{"kind": "label", "id": "late"}]).result(5)
+
+
+@pytest.mark.parametrize("cut", [True, False], ids=["cut", "next-segment"])
+def test_half_a_record_written_soon_is_cut_off_and_written_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool
+) -> None:
+    inbox = Inbox(tmp_path, "r1")
+    inbox.submit([{"kind": "label", "id": "0"}]).result(5)
+    write = os.write
+
+    def half(handle: int, data: bytes) -> int:
+        monkeypatch.setattr(predictions.os, "write", fail)
+        return write(handle, data[:10])
+
+    def fail(handle: int, data: bytes) -> int:
+        monkeypatch.setattr(predictions.os, "write", write)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predictions.os, "write", half)
+    if not cut:
+        monkeypatch.setattr(predictions.os, "ftruncate", fail)
+    inbox.soon([{"kind": "label", "id": "1"}]).result(5)
+    inbox.soon([{"kind": "label", "id": "2"}]).result(5)
+    inbox.close()
+    assert [record["id"] for record in predictions.read(tmp_path)[0]] == ["0", "1", "2"]
+    assert len(list(tmp_path.glob("*.log"))) == (1 if cut else 2)

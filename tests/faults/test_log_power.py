@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ct.data import predictions
+from ct.data.inbox import frame
 from ct.data.predictions import Inbox
 from ct.data.tables import Warehouse
 
@@ -123,7 +124,7 @@ def test_whatever_power_took_the_acknowledged_rows_are_there_and_none_is_invente
 def test_a_segment_torn_at_every_byte_gives_its_whole_records_and_no_more(tmp_path: Path) -> None:
     _, _, submitted = written(tmp_path / "made", [[3], [0, 7], [25]], 1 << 20)
     data = next((tmp_path / "made").glob("*.log")).read_bytes()
-    ends = [len(b"".join(map(predictions._frame, submitted[:count]))) for count in range(len(submitted) + 1)]
+    ends = [len(b"".join(map(frame, submitted[:count]))) for count in range(len(submitted) + 1)]
     assert ends[-1] == len(data)
     for cut in range(len(data) + 1):
         whole = sum(end <= cut for end in ends) - 1
@@ -138,7 +139,7 @@ def test_what_is_recovered_is_committed_once_and_the_torn_end_is_kept_for_a_pers
     writer.submit(told).result(10)
     writer.close()
     (segment,) = inbox.glob("*.log")
-    segment.write_bytes(segment.read_bytes() + predictions._frame(record("unsynced", 5))[:-3])
+    segment.write_bytes(segment.read_bytes() + frame(record("unsynced", 5))[:-3])
     warehouse = Warehouse(place.settings)
     assert predictions.commit(place.settings, warehouse) == 3
     assert predictions.commit(place.settings, warehouse) == 0
