@@ -17,6 +17,7 @@ FIELDS: Mapping[str, Mapping[str, type]] = {
     "set_weight": {"percent": int, "weights": dict},
     "set_flag": {"value": object, "reason": str},
     "undo": {"to": str},
+    "abort": {"reason": str},
 }
 """The fields that a body may have, by the verb."""
 NEEDED: Mapping[str, str] = {"start": "versions", "set_flag": "value"}

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from ct.api.doors import FIELDS, NEEDED
@@ -63,7 +61,7 @@ def read(act: Actor, verb: str, found: Mapping[str, str]) -> Said:
     name = act.pipeline.name
     match verb:
         case "rollouts":
-            return 200, {"rollouts": [said(item) for item in state.history(act.journal, name)]}
+            return 200, {"rollouts": [state.plain(item) for item in state.history(act.journal, name)]}
         case "rollout":
             rollout = _known(act, found["rollout"])
             events = [
@@ -71,7 +69,7 @@ def read(act: Actor, verb: str, found: Mapping[str, str]) -> Said:
                 for event in act.journal.read(state.stream(name))
                 if event.data["rollout"] == rollout.id
             ]
-            return 200, said(rollout) | {"events": events}
+            return 200, state.plain(rollout) | {"events": events}
         case "history":
             told = [
                 {"at": entry.at.isoformat(), "cause": entry.cause, **shown(entry.route)}
@@ -114,18 +112,18 @@ def _steer(act: Actor, verb: str, body: Body) -> str:
         case "resume":
             return act.resume()
         case _:
-            return act.abort()
+            return act.abort(body.get("reason", ""))
 
 
 def answer(act: Actor, verb: str, rollout: str, done: str = "") -> Said:
     """What a door says that has changed something: the rollout, the flags, or what was done with the route and the rollout now."""
     match verb:
         case "start" | "retry":
-            return 202, said(_known(act, rollout))
+            return 202, state.plain(_known(act, rollout))
         case "set_flag":
             return 200, flags.current(act.journal, act.pipeline.name).to_json()
         case _:
-            more = {"rollout": said(_known(act, rollout))} if rollout else {}
+            more = {"rollout": state.plain(_known(act, rollout))} if rollout else {}
             return 200, {"done": done, "route": shown(act.route())} | more
 
 
@@ -140,12 +138,6 @@ def resumed(act: Actor, verb: str, rollout: str) -> Said:
     if verb in _MOVING:
         act.serving.activate(act.route())
     return answer(act, verb, rollout, CUT_OFF)
-
-
-def said(rollout: Rollout) -> dict[str, Any]:
-    """A rollout as plain data; `state` is its phase in the words that controllers share."""
-    data: dict[str, Any] = json.loads(json.dumps(asdict(rollout), default=lambda item: item.isoformat()))
-    return data | {"state": rollout.shown}
 
 
 def shown(route: routes.Route) -> dict[str, Any]:

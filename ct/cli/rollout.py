@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from ct.cli import output
+from ct.cli import output, rollout_view
 from ct.cli.place import AsJson, DryRun, PipelineFile, Root, actor, declared, name_and_journal
 
-if TYPE_CHECKING:
-    from ct.store.journal import Journal
-
+TAKEN_BACK = 3
+"""How `watch` ends where the candidate did not become stable."""
 app = typer.Typer(help="Give a candidate its traffic, or take it back.", no_args_is_help=True, rich_markup_mode=None)
 
 
@@ -43,8 +39,11 @@ def status(root: Root = None, pipeline: PipelineFile = None, json: AsJson = Fals
     """The route in force and the rollout in progress with its evidence."""
     with output.errors():
         name, journal = name_and_journal(root, pipeline)
-        data = _data(name, journal)
-        output.show(data, json, lambda: _view(name, data))
+        try:
+            data = rollout_view.data(name, journal)
+        finally:
+            journal.close()
+        output.show(data, json, lambda: rollout_view.view(name, data))
 
 
 @app.command()
@@ -54,22 +53,20 @@ def watch(
     every: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 1.0,
     once: Annotated[bool, typer.Option("--once", help="Look once and end.")] = False,
 ) -> None:
-    """Show a rollout until it ends: a live table on a terminal, a line for each change elsewhere."""
-    with output.errors():
-        name, journal = name_and_journal(root, pipeline)
-        last = ""
-        while True:
-            data = _data(name, journal)
-            line = _line(name, data)
-            if sys.stdout.isatty():
-                typer.echo("\x1b[2J\x1b[H", nl=False)
-                _view(name, data)
-            elif line != last:
-                output.line(line)
-            last = line
-            if once or not data["rollout"] or data["rollout"]["phase"] == "ended":
-                return
-            time.sleep(every)
+    """Show a rollout until it ends: a live table on a terminal, a line for each change elsewhere.
+
+    Ends with 0 when the candidate is stable, and with 3 when it was taken back. Ctrl-C ends the looking, not the rollout.
+    """
+    with output.errors(), actor(root, pipeline) as act:
+        from ct.cli.rollout_watch import follow
+
+        try:
+            outcome = follow(act, every=every, once=once)
+        except KeyboardInterrupt:
+            typer.echo("the rollout goes on; `ct rollout abort` takes its traffic back", err=True)
+            raise typer.Exit(130) from None
+        if outcome not in ("", "promoted"):
+            raise typer.Exit(TAKEN_BACK)
 
 
 @app.command()
@@ -95,77 +92,6 @@ def history(root: Root = None, pipeline: PipelineFile = None, json: AsJson = Fal
             json,
             lambda: output.table(f"routes of {name}", tuple(rows[0]) if rows else (), (tuple(r.values()) for r in rows)),
         )
-
-
-def _data(name: str, journal: Journal) -> dict[str, Any]:
-    """The route, and the rollout in progress or else the last one."""
-    from ct.registry import routes
-    from ct.rollout import state
-
-    route, told = routes.current(journal, name), state.history(journal, name)
-    said = route.to_json() if route else None
-    if said:
-        said.pop("key")
-    shares = {arm: weight / routes.WHOLE for arm, weight in route.shares.items()} if route else {}
-    last = asdict(told[-1]) | {"shown": told[-1].shown} if told else None
-    return {"route": said, "shares": shares, "rollout": last}
-
-
-def _line(name: str, data: dict[str, Any]) -> str:
-    route, rollout = data["route"], data["rollout"]
-    if route is None:
-        return f"{name} is not deployed"
-    left = [share for share in route["candidates"] if not share["out"]]
-    names = [route["stable"]["version"], *(share["arm"]["version"] for share in left)]
-    shares = ", ".join(
-        f"{arm} {version} {share:.4g}" for (arm, share), version in zip(data["shares"].items(), names, strict=True)
-    )
-    said = f"; rollout {rollout['id']} {rollout['shown']} {rollout['cause']}" if rollout else ""
-    return f"{name}: epoch {route['epoch']}, {shares}{said}".rstrip()
-
-
-def _view(name: str, data: dict[str, Any]) -> None:
-    output.line(_line(name, data))
-    if not data["rollout"]:
-        return
-    output.table(
-        "evidence",
-        ("metric", "e-value", "alarm at", "stable bad/n", "canary bad/n"),
-        (
-            (
-                e["metric"],
-                e["e_value"],
-                e["limit"],
-                f"{e['stable_bad']}/{e['stable_n']}",
-                f"{e['canary_bad']}/{e['canary_n']}",
-            )
-            for e in data["rollout"]["evidence"]
-        ),
-    )
-    for said in _beside(data["rollout"]):
-        output.line(said)
-
-
-def _beside(rollout: dict[str, Any]) -> list[str]:
-    """What the latest look says beside its evidence: the split, what answers are worth, the segments."""
-    from ct.rollout.segments import Segment
-    from ct.rollout.worth import Gain
-
-    said = []
-    if (split := rollout["split"]) and split["n"]:
-        said.append(
-            f"split: the canary got {split['canary']:,} of {split['n']:,} units, {split['ratio']:.2f} of what its weights promise"
-        )
-    said += [str(Gain(**_fields(gain))) for gain in rollout["gains"]]
-    if segments := rollout["segments"]:
-        harmed = [str(Segment(**_fields(row))) for row in segments["rows"] if row["harmed"]]
-        said.append(f"segments: {len(harmed)} harmed of {segments['judged']:,} pairs of a metric and a value")
-        said += [f"harmed: {row}" for row in harmed]
-    return said
-
-
-def _fields(told: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in told.items() if name != "kind"}
 
 
 def _act(verb: str, root: str | None, pipeline: str | None, dry_run: bool, *args: object) -> None:
@@ -207,12 +133,12 @@ def abort(
     offline: Annotated[
         bool, typer.Option("--offline", help="Without the database: the replicas of this node obey an order on its disk.")
     ] = False,
-    reason: Annotated[str, typer.Option(help="Why, for the journal; with --offline.")] = "",
+    reason: Annotated[str, typer.Option(help="Why, for the journal.")] = "",
     dry_run: DryRun = False,
 ) -> None:
     """Take the canary's traffic back now."""
     if not offline or dry_run:
-        _act("abort", root, pipeline, dry_run)
+        _act("abort", root, pipeline, dry_run, reason)
         return
     with output.errors():
         from ct.registry import pinned
@@ -247,6 +173,35 @@ def undo(
 
 
 @app.command("set-weight")
-def set_weight(percent: int, root: Root = None, pipeline: PipelineFile = None, dry_run: DryRun = False) -> None:
-    """Give the canary PERCENT of the traffic and pause."""
-    _act("set-weight", root, pipeline, dry_run, percent)
+def set_weight(
+    weight: Annotated[
+        list[str], typer.Argument(help="PERCENT for the one candidate, or VERSION=PERCENT for each that changes.")
+    ],
+    root: Root = None,
+    pipeline: PipelineFile = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Give candidates so many percent of the traffic each, and pause."""
+    with output.errors():
+        given = _percents(weight)
+        if dry_run:
+            output.line(f"would set-weight {' '.join(weight)}")
+            return
+        with actor(root, pipeline) as act:
+            from ct.control import rollouts
+
+            output.line(rollouts.set_weights(act, given) if "" not in given else act.set_weight(given[""]))
+
+
+def _percents(told: list[str]) -> dict[str, int]:
+    """The percentage by version; by "" where one stands alone. Raises InvalidRequest."""
+    from ct.errors import InvalidRequest
+
+    found: dict[str, int] = {}
+    for text in told:
+        name, _, percent = text.rpartition("=")
+        if not percent.isdecimal() or int(percent) > 100 or name in found or (not name and len(told) > 1):
+            expected = "a whole number from 0 to 100, or VERSION=NUMBER once for each candidate"
+            raise InvalidRequest(f"the weight {text[:80]!r}", expected, "such as `25`, or `v2=20 v3=10`")
+        found[name] = int(percent)
+    return found

@@ -376,9 +376,9 @@ class Actor:
         """Take the plan's next step now; with `full`, or naming the `version`, make a candidate stable."""
         return rollouts.promote(self, full=full, version=version)
 
-    def abort(self) -> str:
+    def abort(self, reason: str = "") -> str:
         """Take the canary's traffic back now."""
-        return ending.end(self, "aborted", "aborted by hand")
+        return ending.end(self, "aborted", f"aborted by hand: {reason}" if reason else "aborted by hand")
 
     def undo(self, to: str = "") -> str:
         """Make an earlier stable version stable again at once."""

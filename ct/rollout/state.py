@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -96,6 +97,12 @@ class Rollout:
     def active(self) -> bool:
         """Does it still own the endpoint's canary?"""
         return self.phase != "ended"
+
+
+def plain(rollout: Rollout) -> dict[str, Any]:
+    """A rollout as plain data, the same over every door; `state` is its phase in the words that controllers share."""
+    told: dict[str, Any] = json.loads(json.dumps(asdict(rollout), default=lambda moment: moment.isoformat()))
+    return told | {"state": rollout.shown}
 
 
 def stream(endpoint: str) -> str:
