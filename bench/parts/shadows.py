@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy.stats import norm
 
 from bench.parts.judges import ALPHA, NEVER, higher
-from ct.evaluation.stats import auroc, auroc_influence, running_mean
+from ct.evaluation.stats import auroc_influence, running_mean
 from ct.objectives import BINARY
 from ct.rollout.paired import compare
 
@@ -95,8 +95,8 @@ def two_arms(rows: Pairs, others: Pairs, looks: Sequence[int]) -> int:
 
 
 def _areas(scores: Floats, label: Floats, looks: Sequence[int]) -> list[float]:
-    """The AUROC of each window between two looks; 1/2 where it has only one class."""
-    return [auroc(scores[n - PER_LOOK : n], label[n - PER_LOOK : n]) or 0.5 for n in looks]
+    """The AUROC of each window between two looks, of which each has rows of both classes."""
+    return [auroc_influence(scores[n - PER_LOOK : n], label[n - PER_LOOK : n])[0] for n in looks]
 
 
 OTHERS: dict[str, Judge] = {"threshold": threshold, "mann_whitney": ranks, "peeking": peeking}

@@ -30,22 +30,11 @@ class Interval:
 # -- AUROC
 
 
-def auroc(scores: ArrayLike, labels: ArrayLike) -> float | None:
-    """The area under the ROC curve by ranks, ties counted half; None where only one class is present.
-
-    `scores` [n] higher for label 1, `labels` [n] in {0, 1}.
-    """
-    score, label = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    ones = int((label == 1).sum())
-    zeros = len(label) - ones
-    if not ones or not zeros:
-        return None
-    ranks = _midranks(score)[label == 1].sum()
-    return float((ranks - ones * (ones + 1) / 2) / (ones * zeros))
-
-
 def auroc_interval(scores: ArrayLike, labels: ArrayLike, *, level: float = 0.95) -> Interval:
-    """AUROC with DeLong's interval. Raises TrainingFailed where only one class is present."""
+    """The area under the ROC curve by ranks, ties counted half, with DeLong's interval.
+
+    `scores` [n] higher for label 1, `labels` [n] in {0, 1}. Raises TrainingFailed where only one class is present.
+    """
     label = np.asarray(labels, np.float64)
     area, by_one, by_zero = _components(np.asarray(scores, np.float64), label)
     return _normal(area, _variance(by_one) + _variance(by_zero), level, 0.0, 1.0)
