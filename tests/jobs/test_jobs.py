@@ -61,11 +61,9 @@ def test_the_jobs_and_a_declared_endpoint(folder: Path) -> None:
     submit(folder, "ingest", "orders", str(project.shard_path(folder, 0)))
     assert [shard.rows for shard in catalog.published(journal, "orders")] == [project.ROWS]
 
-    submit(folder, "train", "--workers", "2")
-    submit(folder, "train", "--workers", "1")
-    first, second = runs.all_runs(journal, NAME)
-    assert (first.facts["workers"], second.facts["workers"]) == (2, 1)
-    assert first.facts["weights"] == second.facts["weights"], "one and two workers give the same bytes"
+    submit(folder, "train", "--workers", "2")  # that one worker gives the same bytes is held by tests/training/test_trainer.py
+    (run,) = runs.all_runs(journal, NAME)
+    assert (run.facts["workers"], run.version) == (2, "v1")
 
     said = submit(folder, "sweep", "--trials", "2")
     assert "best:" in said
