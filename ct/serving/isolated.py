@@ -209,8 +209,8 @@ class ArmReplica:
             resource.setrlimit(resource.RLIMIT_AS, (parsed.most_bytes, hard))
         place = settings.load(parsed.root, **parsed.options)
         store = Artifacts(place.place("artifacts"), Keys(place.trusted_keys))
-        wanted = Wanted(place.runtime, place.home / "compiled")
-        self._predictor = Predictor.load(pinned.fetch(place, store, parsed.manifest), wanted=wanted)
+        self._predictor = Predictor.load(pinned.fetch(place, store, parsed.manifest), wanted=Wanted.of(place))
+        self._predictor.warm()
 
     async def score(
         self, rows: dict[str, NDArray[Any]], times: NDArray[np.int64], found: Sequence[Spans]

@@ -30,11 +30,14 @@ from ct.registry import files
 from ct.registry.code import loaded
 from ct.registry.files import ModelSpec
 from ct.roles import Columns, Feature, History, Lookup
+from ct.settings import Settings
 
 TOLERANCE = 1e-5
 """How far golden rows may be off, in the size of the scores (objectives.Calibration.gap)."""
 LARGE_BYTES = 32 << 20
 """A graph of so many bytes is parted in another process before it is loaded, see `_parted`."""
+BATCHES = (1, 2, 4, 8, 16, 32)
+"""Sizes of the batches that a version is warmed up with; requests are scored together in no larger ones (passes.INLINE_ROWS)."""
 ONNX, TORCH, AOT = "onnx", "torch", "aot"
 ORDER = {ONNX: (ONNX, TORCH), TORCH: (TORCH, ONNX), AOT: (AOT, TORCH, ONNX)}
 """Of each runtime that can be asked for, itself and what stands in for it, in order."""
@@ -65,6 +68,11 @@ class Wanted:
 
     runtime: str = ONNX
     folder: Path | None = None
+
+    @staticmethod
+    def of(settings: Settings) -> Wanted:
+        """What a project's settings ask for."""
+        return Wanted(settings.runtime, settings.home / "compiled")
 
 
 USUAL = Wanted()
@@ -189,23 +197,36 @@ class Predictor:
 
     def check(self, rows: int | None = None) -> None:
         """Score the golden rows, or the first few. Raises Corrupt when they come out differently than at training."""
-        golden = self.golden
-        values, columns = golden["features"], dict[str, NDArray[Any]]()
+        self._compare(np.arange(len(self.golden["score"]))[:rows])
+
+    def warm(self) -> None:
+        """Score golden rows in batches of BATCHES rows, as requests will come: what a runtime makes ready at the first batch of a size is made
+        ready now. Raises Corrupt when they come out differently in one than at training."""
+        count = len(self.golden["score"])
+        for size in BATCHES if count else ():
+            self._compare(np.arange(size) % count)
+
+    def _compare(self, taken: NDArray[np.intp]) -> None:
+        values, columns = self.golden["features"], dict[str, NDArray[Any]]()
         for name in self.encoder.names:
-            columns[name] = np.array(values[name][:rows], dtype=object if name in self.encoder.texts else np.float64)
-        expected = np.array(golden["score"][:rows], dtype=np.float64)
+            known = [values[name][at] for at in taken]
+            columns[name] = np.array(known, dtype=object if name in self.encoder.texts else np.float64)
+        expected = np.array([self.golden["score"][at] for at in taken], dtype=np.float64)
         found = self.score_features(columns)
         outputs = self.objective.outputs
-        if found.shape[1:] != ((outputs,) if outputs > 1 else ()):
+        if found.shape != expected.shape or found.shape != (len(taken), outputs)[: 1 + (outputs > 1)]:
             raise Corrupt(
-                f"{self.version} gives scores of the shape {list(found.shape)}",
+                f"{self.version} gives scores of the shape {list(found.shape)} for {len(taken)} rows",
                 f"{outputs} for each row, as its objective {self.objective.kind!r} says",
                 "export the version again",
             )
         gap = Calibration.from_json(self.spec.calibration).gap(self.objective, found, expected)
         if not gap <= TOLERANCE:
+            far = np.nan_to_num(np.abs(found - expected), nan=np.inf).reshape(len(taken), -1).max(axis=1)
+            worst = int(far.argmax())
             raise Corrupt(
-                f"the golden rows of {self.version} come out {gap:.1e} away from what was trained",
+                f"the golden rows of {self.version} come out {gap:.1e} away from what was trained, on {self.runtime} in a batch of {len(taken)}: "
+                f"row {taken[worst]} gives {found[worst].tolist()}, not {expected[worst].tolist()}",
                 f"at most {TOLERANCE:.0e}",
                 "export the version again, or serve it on the kind of machine it was exported for",
             )

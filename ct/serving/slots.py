@@ -189,8 +189,8 @@ class Slots:
             return Slot(arm.manifest, self.reach(arm.app, made), monotonic() - begun, monotonic(), arm.app)
         self._require_room(arm.version, sum(map(len, made.values())))
         before = _resident()
-        # Loading runs the golden rows, which warms it up.
         predictor = Predictor.load(made, wanted=self._wanted)
+        predictor.warm()
         _ = predictor.steady  # measured now, not within a request
         # Others allocate meanwhile too: no less than the graph, which the session keeps, or the weights.
         size = max(_resident() - before, len(made.get(files.ONNX, made[files.WEIGHTS])))

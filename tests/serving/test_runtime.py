@@ -6,6 +6,7 @@ import asyncio
 import json
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,11 @@ from ct.features.online import OnlineStore
 from ct.features.online.sqlite import SqliteShelf
 from ct.registry import files
 from ct.serving import runtime
+from ct.serving.isolated import ArmReplica
+from ct.serving.passes import INLINE_ROWS
 from ct.serving.replica import Replica
-from ct.serving.runtime import Predictor
+from ct.serving.runtime import BATCHES, Predictor
+from ct.serving.slots import Slots
 
 
 def test_scores_rows_with_their_history(tmp_path: Path) -> None:
@@ -48,11 +52,42 @@ def test_many_rows_score_as_one_by_one() -> None:
 
 
 def test_golden_rows_that_come_out_differently_are_refused() -> None:
+    """The error names the row that is farthest off and both its scores."""
     made = model_files("v1")
     golden = json.loads(made[files.GOLDEN])
-    golden["score"][0] += 1e-3
-    with pytest.raises(Corrupt, match="golden rows of v1"):
+    right = list(golden["score"])
+    golden["score"][0] += 1e-4
+    golden["score"][2] += 1e-3
+    with pytest.raises(Corrupt, match=r"golden rows of v1 come out 1\.0e-03 away") as found:
         Predictor.load({**made, files.GOLDEN: json.dumps(golden).encode()})
+    assert f"on onnx in a batch of {len(right)}: row 2 gives {right[2]}, not {golden['score'][2]}" in str(found.value)
+    golden["score"] = [[score, score] for score in right]
+    with pytest.raises(Corrupt, match=r"scores of the shape \[4\] for 4 rows"):
+        Predictor.load({**made, files.GOLDEN: json.dumps(golden).encode()})
+
+
+def test_a_version_is_warmed_up_in_every_size_of_batch_before_it_is_ready(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that goes astray in batches of 16 only is not staged, in a slot or apart."""
+    run, sizes = Predictor._run, list[int]()
+
+    def astray(self: Predictor, numeric: Any, category: Any) -> Any:
+        sizes.append(len(numeric))
+        return run(self, numeric, category) + np.float32([0, 0, 0, 0, 0, 1e-3] + [0] * 10 if len(numeric) == 16 else 0)
+
+    arm = project.version("v1")
+    slots = Slots(project.artifacts)
+    with monkeypatch.context() as broken:
+        broken.setattr(Predictor, "_run", astray)
+        with pytest.raises(Corrupt, match=r"in a batch of 16: row 1 gives"):
+            slots.stage("v1", arm.manifest)
+        with pytest.raises(Corrupt, match=r"in a batch of 16: row 1 gives"):
+            ArmReplica({"root": str(project.settings.root), "version": "v1", "manifest": arm.manifest})
+    assert slots.loaded == {}
+    assert sizes == [4, 1, 2, 4, 8, 16] * 2
+    assert max(BATCHES) == INLINE_ROWS
+    slots.stage("v1", arm.manifest)
 
 
 def test_a_changed_byte_is_refused(project: Project) -> None:
