@@ -28,7 +28,7 @@ from ct.features.declare import own_features, to_spec
 from ct.objectives import Objective
 from ct.registry import files, routes
 from ct.roles import Columns, Encoded
-from ct.serving.runtime import Predictor
+from ct.serving.runtime import Predictor, Wanted
 
 WARM_CALLS, TIMED_CALLS, TIMED_ROUNDS = 30, 100, 3
 FEWEST, FEWEST_OF_A_CLASS = 200, 10
@@ -73,8 +73,8 @@ class Report:
 
 
 def predictor(place: Place, made: Mapping[str, bytes]) -> Predictor:
-    """A version's predictor; functions of its features come from the pipeline file."""
-    return Predictor.load(made, lambda: own_features(place.pipeline.features))
+    """A version's predictor on the runtime that will serve it; functions of its features come from the pipeline file."""
+    return Predictor.load(made, lambda: own_features(place.pipeline.features), Wanted.of(place.settings))
 
 
 def judge(place: Place, made: Mapping[str, bytes], data: Rows) -> Report:

@@ -51,7 +51,7 @@ class Replica:
             fetch=lambda manifest: pinned.fetch(settings, store, manifest),
             reach=reach,
             most_bytes=settings.max_model_bytes,
-            wanted=Wanted(settings.runtime, settings.home / "compiled"),
+            wanted=Wanted.of(settings),
         )
         self.telemetry = Telemetry(endpoint)
         self._journal: Journal | None = None

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 import ct
-from ct.control import rows, runs
+from ct.control import report, rows, runs
 from ct.control.act import Actor
 from ct.control.fitting import prepare
-from ct.registry import files
-from ct.serving.runtime import Predictor
+from ct.registry import files, held
+from ct.registry.held import Held
+from ct.serving.runtime import Predictor, Wanted
 from ct.training.data import TrainingSet
 from tests.control.late import MODEL, land, line, opened, serve
 
@@ -40,12 +41,20 @@ def test_a_stacked_ensemble_and_its_successor_pass_the_gate(tmp_path: Path) -> N
     scores = served.score_features(rows.take(data.columns, data.split.judge))
     assert np.isfinite(scores).all()
     assert scores.std() > 0.05
+    eager = Predictor.load(made, wanted=Wanted("torch"))
+    assert (eager.runtime, eager.own_code) == ("torch", False)
+    np.testing.assert_allclose(eager.score_features(rows.take(data.columns, data.split.judge)), scores, atol=1e-6)
+    told = Held(first.name, first.manifest, "torch", "onnx", "onnx: not here")
+    assert report.status(act.settings, act.pipeline)["versions"][0]["runtime"] == "onnx"
+    held.tell(act.journal, act.pipeline.name, told)
+    shown = report.status(act.settings, act.pipeline)["versions"][0]
+    assert (shown["runtime"], shown["instead"]) == ("torch", "onnx: not here")
     sets = prepare(act.place, newest_run(act), data, model)
     assert sets.stack is not None
     assert sets.held is not None
-    stacked, held = len(TrainingSet.open(sets.stack)[0]), len(sets.held[1])
-    assert stacked + held == data.split.calibrate.sum(), "half of the rows held back stacks, the other half calibrates"
-    assert abs(stacked - held) < 0.3 * (stacked + held)
+    stacked, calibrating = len(TrainingSet.open(sets.stack)[0]), len(sets.held[1])
+    assert stacked + calibrating == data.split.calibrate.sum(), "half of the rows held back stacks, the other half calibrates"
+    assert abs(stacked - calibrating) < 0.3 * (stacked + calibrating)
 
     serve(act, first)
     land(act, 1)
