@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ct.control.act import Actor
 
 BY_HAND, DEADLINE, CIRCUIT, NOT_READY = "by_hand", "deadline", "circuit", "not_ready"
-_TITLES = {"rolled_back": "was rolled back", "aborted": "was aborted", "failed": "could not be started"}
+_TITLES = {"rolled_back": "rolled back", "aborted": "aborted", "failed": "could not be started"}
 
 
 def end(act: Actor, outcome: str, cause: str, *, version: str = "", reason: str = BY_HAND, to: str = "") -> str:
@@ -44,7 +44,7 @@ def finish(act: Actor, rollout: Rollout) -> str:
     said = {"outcome": outcome, "cause": rollout.cause, "reason": rollout.reason}
     state.note(act.journal, act.pipeline.name, rollout.id, "RolloutEnded", said)
     close(act)
-    who = stable if outcome == "promoted" else rollout.version
+    who = stable if outcome == "promoted" else ", ".join(rollout.left)
     return f"{who} {outcome.replace('_', ' ')}: {rollout.cause}"
 
 
@@ -70,7 +70,7 @@ def close(act: Actor) -> str:
     rollout = told[-1]
     outcome, cause = rollout.outcome, rollout.cause
     if outcome != "promoted" and rollout.reason != BY_HAND:
-        act.alert("PAGE", f"rollout {rollout.id}: {rollout.version} {_TITLES[outcome]}", detail=cause)
+        act.alert("PAGE", f"rollout {rollout.id} of {', '.join(rollout.left)}: {_TITLES[outcome]}", detail=cause)
     hook = "post-rollout" if outcome == "promoted" else "rollback"
     if hook not in rollout.told:
         hooking.ask(act, rollout, hook, outcome=outcome, cause=cause)
@@ -114,7 +114,9 @@ def dropped(act: Actor, rollout: Rollout) -> str:
         if version in {share.arm.version for share in route.candidates if not share.out}:
             act.change(route.dropping(version), f"rollout {rollout.id}, {version} rolled_back: {cause}")
         facts: dict[str, Any] = {"version": version, "outcome": "rolled_back", "cause": cause}
-        act.alert("PAGE", f"rollout {rollout.id}: {version} was rolled back, others go on", detail=cause)
+        act.alert(
+            "PAGE", f"rollout {rollout.id} of {', '.join(rollout.left)}: {version} rolled back, others go on", detail=cause
+        )
         hooking.ask(act, rollout, "rollback", **facts)
         hooking.ask(act, rollout, "event", event="candidate", **facts)
         _take_apart(act, rollout, (version,))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ct.clock import TurnableClock
 from ct.control import turning
 from ct.control.act import Actor
 from ct.data import predictions
+from ct.errors import Unavailable
 from ct.registry import publishing, routes, versions
 from ct.registry.routes import Arm, Route
 from ct.rollout import state
@@ -36,6 +37,9 @@ class Replicas:
         self.file = folder / "replicas.json"
         self.count = 1
         self.said: dict[str, Any] = {}
+        self.refuses: set[str] = set()
+        self.down = ""
+        self.hears: Callable[[str], object] = lambda _: None
 
     def read(self) -> dict[str, Any]:
         return dict(json.loads(self.file.read_text())) if self.file.exists() else {"staged": [], "route": None}
@@ -44,10 +48,18 @@ class Replicas:
         self.file.write_text(json.dumps(self.read() | changed))
 
     def stage(self, version: str, manifest: str, app: str = "") -> None:
+        self.hears("stage")
+        if version in self.refuses:
+            raise Unavailable(f"the endpoint did not stage: Corrupt: {version}'s golden rows differ", "replicas that answer")
         self._write(staged=sorted({*self.read()["staged"], version}))
 
     def activate(self, route: Route) -> list[int]:
+        self.hears("activate")
         assert {arm.version for arm in route.arms} <= set(self.read()["staged"]), "traffic for a version that is not ready"
+        for share in route.candidates:
+            carries = routes.WHOLE if share.shadow else share.weight
+            if share.arm.app:
+                assert self.read()["apps"][share.arm.app] >= self.count * carries / routes.WHOLE, "weight before room"
         self._write(route=route.to_json())
         return [route.epoch]
 
@@ -70,7 +82,7 @@ class Replicas:
         return True
 
     def arm_state(self, arm: Arm) -> tuple[int, str]:
-        return self.read()["apps"].get(arm.app, 0), ""
+        return (0, self.down) if self.down else (self.read()["apps"].get(arm.app, 0), "")
 
     def remove_arm(self, arm: Arm, **_: Any) -> bool:
         apps = self.read().get("apps", {})
@@ -98,20 +110,35 @@ def actor(root: Path, plan: Any, **changed: Any) -> Actor:
     return act
 
 
-def traffic(act: Actor, *, errors: bool = False, rows: int = 40) -> None:
-    """Requests as the replicas log them under the route in force, split as its weights say."""
+def traffic(act: Actor, *, errors: bool = False, rows: int = 40, harm: Collection[str] = ()) -> None:
+    """Requests as the replicas log them under the route in force, split as its weights say; those of the versions in `harm` fail, or all candidates'."""
     route = act.route()
     arms = [name for name, weight in route.shares.items() for _ in range(round(rows * weight / routes.WHOLE))]
-    names = dict(zip(route.shares, (arm.version for arm in route.arms), strict=True))
-    inbox = predictions.Inbox(act.settings.inbox, f"r{os.urandom(4).hex()}")
+    names = _names(route)
+    bad = [(errors and arm != "stable") or names[arm] in harm for arm in arms]
+    _log(act, [(arm, failed) for arm, failed in zip(arms, bad, strict=True)])
+
+
+def only(act: Actor, arm: str, *, rows: int) -> None:
+    """Requests of one arm, whatever its weight says."""
+    _log(act, [(arm, False)] * rows)
+
+
+def _names(route: Route) -> dict[str, str]:
+    return dict(zip(route.shares, (arm.version for arm in route.arms), strict=True))
+
+
+def _log(act: Actor, requests: list[tuple[str, bool]]) -> None:
+    route = act.route()
+    names, inbox = _names(route), predictions.Inbox(act.settings.inbox, f"r{os.urandom(4).hex()}")
     records = [
         {
             "kind": "prediction", "id": f"{route.epoch}-{at}-{os.urandom(4).hex()}", "t": at, "endpoint": LINE, "epoch": route.epoch,
             "weight": route.weight, "version": names[arm], "arm": arm, "assigned": arm, "forced": False, "latency_ms": 2.0,
-            "error": "boom" if errors and arm != "stable" else "", "score": 0.2, "unit": f"u{at}", "event_time": 0, "key": f"k{at}",
+            "error": "boom" if failed else "", "score": 0.2, "unit": f"u{at}", "event_time": 0, "key": f"k{at}",
             "context": {}, "request": {}, "features": {}, "label": None, "of": "",
         }
-        for at, arm in enumerate(arms)
+        for at, (arm, failed) in enumerate(requests)
     ]  # fmt: skip
     inbox.submit(records).result()
     inbox.close()
@@ -125,10 +152,9 @@ def drive(act: Actor, *, errors: bool = False, turns: int = 12) -> str:
         rollout = state.active(act.journal, LINE)
         if rollout is None:
             break
-        if rollout.phase != "paused":
-            if act.route().candidates:
-                traffic(act, errors=errors)
-            act.judge()
+        if act.route().candidates:
+            traffic(act, errors=errors)
+        act.judge()
         act.clock.turn(timedelta(hours=3))
     return state.history(act.journal, LINE)[-1].outcome
 
@@ -136,7 +162,11 @@ def drive(act: Actor, *, errors: bool = False, turns: int = 12) -> str:
 def ended(act: Actor) -> dict[str, Any]:
     """The state that must be the same whatever was killed on the way."""
     route, told = act.route(), state.history(act.journal, LINE)
+    alerts = act.journal.read(f"alert/{LINE}", types=["AlertRaised"])
     return {
+        "closed": [item.closed for item in told],
+        "paged": sorted(event.data["title"] for event in alerts if event.data["tier"] == "PAGE"),
+        "apps": act.serving.read().get("apps", {}),  # type: ignore[attr-defined]
         "stable": route.stable.version,
         "shares": route.shares,
         "rollouts": [(item.version, item.phase, item.outcome) for item in told],

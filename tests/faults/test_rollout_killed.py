@@ -16,10 +16,10 @@ from tests.control import rolling
 STRIDE = 1 if os.environ.get("CT_FAULTS") == "all" else 7
 
 
-def go(act: Actor, harm: bool = False) -> None:
+def go(act: Actor, harm: bool = False, apart: bool = False) -> None:
     """Start a rollout unless there was one, and follow it; a person helps a shadow on, once it holds."""
     if not state.history(act.journal, rolling.LINE):
-        act.start_rollout(*(("v2", "v3") if act.pipeline.rollout == rolling.PLANS["a/b"] else ("v2",)))
+        act.start_rollout(*(("v2", "v3") if act.pipeline.rollout == rolling.PLANS["a/b"] else ("v2",)), apart=apart)
     rolling.drive(act, errors=harm)
     rollout = state.active(act.journal, rolling.LINE)
     if rollout is not None and act.route().shadow:
@@ -93,10 +93,11 @@ def test_a_plan_ends_where_it_would_have(tmp_path: Path, plan: str, outcome: str
     assert wanted["rollouts"] == [("v2", "ended", outcome)]
 
 
-@pytest.mark.parametrize("plan", ["canary", "blue-green"])
-def test_a_rollback_ends_where_it_would_have(tmp_path: Path, plan: str) -> None:
-    wanted = sweep(tmp_path, plan, lambda act: go(act, harm=True))
+@pytest.mark.parametrize(("plan", "apart"), [("canary", True), ("blue-green", False)])
+def test_a_rollback_ends_where_it_would_have(tmp_path: Path, plan: str, apart: bool) -> None:
+    wanted = sweep(tmp_path, plan, lambda act: go(act, harm=True, apart=apart))
     assert (wanted["stable"], wanted["rollouts"]) == ("v1", [("v2", "ended", "rolled_back")])
+    assert (wanted["paged"], wanted["closed"], wanted["apps"]) == (["rollout r1 of v2: rolled back"], [True], {})
 
 
 def test_an_abort_by_hand_is_told_as_one(tmp_path: Path) -> None:
