@@ -83,6 +83,13 @@ class _Run:
             self.succeeded = at
             self.failed = {name: when for name, when in self.failed.items() if when > at}
 
+    def told(self) -> dict[str, Any]:
+        return {
+            "failed_in_a_row": len(self.failed),
+            "failing_since": min(self.failed.values())[0] if self.failed else None,
+            "succeeded_at": self.succeeded[0] if self.succeeded[0] >= 0 else None,
+        }
+
 
 @dataclass(frozen=True)
 class Worth:
@@ -154,7 +161,7 @@ class Tally:
                 unit_labelled=counts.units["labelled"],
                 unit_wrong=counts.units["wrong"],
                 losses=counts.losses(),
-                failed_in_a_row=len(run.failed) if run else 0,
+                **(run.told() if run else {}),
                 distinct=len(self._units[place]) if place in self._units else None,
             )
             found.setdefault((segment, value), []).append(cell)

@@ -27,10 +27,10 @@ ALPHA = 0.05
 SPLIT_LIMIT = 1000.0
 """A split is called broken where the e-value of one weight is this and the share is also off by a fifth: less than that spoils no verdict."""
 SPLIT_FLOOR = 0.2
-IN_A_ROW, STABLE_IN_A_ROW = 5, 3
-"""So many units in a row that fail say that the canary is down, unless stable's last ones failed too. A replica's own circuit opens then as well."""
+IN_A_ROW = 5
+"""So many units in a row that fail, while stable answers, say that the canary is down. A replica's own circuit opens then as well."""
 BY_CHANCE, UNKNOWN_RATE = 0.001, 0.05
-"""With stable's rate of errors (the second where nobody knows it) such a run must come less often than this in all of the canary's requests."""
+"""So seldom must such a run come in a whole rollout by stable's rate of errors (the second where nobody knows it); else it has to be longer."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Cell:
 
     `total` requests assigned, of them `errors`, and `slow` above the limit of each quantile that is watched; `labelled` whose truth is known,
     of them `wrong`. The `unit_` counts are the same of the requests that speak for their unit (user), see `Tally`; None where requests are
-    independent. `losses` has (metric, rows, sum of their losses from 0 to 1). `failed_in_a_row` units failed and none succeeded after them.
-    `distinct` units asked at all, each of which was drawn for its arm once; None where every request was.
+    independent. `losses` has (metric, rows, sum of their losses from 0 to 1). `failed_in_a_row` units failed, from the moment
+    `failing_since` on, and none succeeded after them; `succeeded_at` is when the last one did (microseconds, None for never). `distinct` units asked at all, each of which was drawn for its arm once; None where every request was.
     """
 
     weight: float
@@ -57,6 +57,8 @@ class Cell:
     unit_wrong: int = 0
     losses: tuple[tuple[str, int, float], ...] = ()
     failed_in_a_row: int = 0
+    failing_since: int | None = None
+    succeeded_at: int | None = None
     distinct: int | None = None
 
     def by_unit(self) -> Cell:
@@ -195,17 +197,22 @@ def _down(plan: Plan, cells: Sequence[Cell]) -> str:
     total = sum(cell.total for cell in cells if cell.arm == "stable")
     errors = sum(cell.errors for cell in cells if cell.arm == "stable")
     rate = (errors + 1) / (total + 2) if total else UNKNOWN_RATE
-    beside = {cell.weight: cell for cell in cells if cell.arm == "stable"}
-    for canary in cells:
-        stable = beside.get(canary.weight, Cell(canary.weight, "stable"))
-        both = stable.errors and (stable.errors == stable.total or stable.failed_in_a_row >= STABLE_IN_A_ROW)
-        if canary.arm != "canary" or not canary.errors or both:
-            continue
-        if canary.errors == canary.total >= max(plan.min_requests, IN_A_ROW):
+    beside = {cell.weight: cell for cell in cells if cell.arm == "stable" and cell.total}
+    for canary in (cell for cell in cells if cell.arm == "canary" and cell.errors):
+        stable = beside.get(canary.weight)
+        if canary.errors == canary.total >= max(plan.min_requests, IN_A_ROW) and (
+            stable is None or stable.errors < stable.total
+        ):
             return f"the canary is down: all of its {canary.total:,} requests at {canary.weight:.0%} failed"
-        if canary.failed_in_a_row >= max(IN_A_ROW, math.log(BY_CHANCE / canary.total) / math.log(rate)):
+        # A run of k begins at any of n requests with rate**k; over all looks that is BY_CHANCE * (1/1 + 1/4 + 1/9 + ...) at most.
+        needed = max(IN_A_ROW, math.log(BY_CHANCE / canary.total**2) / math.log(rate))
+        if canary.failed_in_a_row >= needed and (stable is None or _after(stable.succeeded_at, canary.failing_since)):
             return f"the canary is down: its last {canary.failed_in_a_row} units failed in a row at {canary.weight:.0%}"
     return ""
+
+
+def _after(later: int | None, earlier: int | None) -> bool:
+    return later is not None and earlier is not None and later > earlier
 
 
 def _late(plan: Plan, seen: bool) -> Literal["hold", "promote", "abort"]:

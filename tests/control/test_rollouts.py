@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 import ct
+from ct.cli import rollout_view
 from ct.clock import TurnableClock
 from ct.control import rollouts, turning
 from ct.control.act import Actor
@@ -117,7 +118,9 @@ def test_segments_of_a_plan_must_be_declared(tmp_path: Path) -> None:
         rolling.actor(tmp_path / "p", ct.Canary(100, only={"carrier": ["AA"]}))
 
 
-def test_a_rollout_that_just_goes_on_tells_its_evidence_once_a_minute(tmp_path: Path) -> None:
+def test_a_rollout_that_just_goes_on_tells_its_evidence_once_a_minute(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     act = rolling.actor(tmp_path / "p", ct.AB(50, guards=[ct.error_rate(max=0.5), ct.latency("p50", "p99")]))
     act.start_rollout("v2")
     rolling.traffic(act)
@@ -135,6 +138,8 @@ def test_a_rollout_that_just_goes_on_tells_its_evidence_once_a_minute(tmp_path: 
     assert last(act).evidence[0]["canary_n"] > 0
     assert last(act).split is not None
     assert last(act).shown == "Progressing"
+    rollout_view.view(rolling.LINE, rollout_view.data(rolling.LINE, act.journal))
+    assert "split: the canary got " in capsys.readouterr().out
 
 
 def test_a_shadow_without_a_labelled_row_yet_goes_on(tmp_path: Path) -> None:

@@ -56,6 +56,8 @@ def test_counts_by_weight_and_assigned_arm() -> None:
             unit_slow={"p99": 1},
             unit_labelled=1,
             failed_in_a_row=1,
+            failing_since=0,
+            succeeded_at=0,
             distinct=2,
         ),
         Cell(
@@ -69,6 +71,7 @@ def test_counts_by_weight_and_assigned_arm() -> None:
             unit_slow={"p99": 0},
             unit_labelled=1,
             unit_wrong=1,
+            succeeded_at=0,
             distinct=1,
         ),
     )
@@ -99,7 +102,8 @@ def test_units_that_failed_in_a_row_are_counted_in_any_order(order: list[int]) -
     records = [prediction(str(t), unit=unit, error=error, t=t) for t, (unit, error) in enumerate(told)]
     tally = Tally(5, SLOW)
     tally.add(records[at] for at in order)
-    assert tally.cells()[0].failed_in_a_row == 3, "dan, eve and bob, after cat's success"
+    cell = tally.cells()[0]
+    assert (cell.failed_in_a_row, cell.failing_since, cell.succeeded_at) == (3, 4, 2), "dan, eve and bob, after cat's success"
 
 
 @given(st.permutations(range(6)))

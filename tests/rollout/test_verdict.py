@@ -125,21 +125,46 @@ def test_each_latency_quantile_is_told_and_their_mean_decides() -> None:
 def test_the_hard_circuits_end_a_canary_that_is_down() -> None:
     plan = ct.Canary(50, 100, guards=[], min_requests=20)
 
-    def down(failed: int, stable: Cell | None = None, weight: float = 0.5, **more: int) -> Verdict:
-        canary = Cell(weight, "canary", more.get("total", 60), more.get("errors", failed), failed_in_a_row=failed)
-        return look([stable or Cell(weight, "stable", canary.total, 1), canary], plan=plan, step=int(weight == 1))
+    def down(failed: int, stable_errors: int = 1, answered: int | None = 9, total: int = 60, errors: int = 0) -> Verdict:
+        stable = Cell(0.5, "stable", total, stable_errors, succeeded_at=answered)
+        return look([stable, Cell(0.5, "canary", total, errors or failed, failed_in_a_row=failed, failing_since=5)], plan=plan)
 
     found = down(5)
     assert (found.decision, found.reason) == ("roll_back", "circuit")
-    assert (found.decision, found.cause) == ("roll_back", "the canary is down: its last 5 units failed in a row at 50%")
+    assert found.cause == "the canary is down: its last 5 units failed in a row at 50%"
     assert down(4).decision == "promote"
-    assert down(5, Cell(0.5, "stable", 60, 24, failed_in_a_row=1)).decision == "promote", "stable fails as often by chance"
-    assert down(9, Cell(0.5, "stable", 60, 12, failed_in_a_row=3)).decision == "promote", "both are down"
+    assert down(5, stable_errors=24).decision == "promote", "stable fails as often by chance"
+    assert down(9, answered=5).decision == "promote", "stable has not answered since, it is down as well"
+    assert down(9, answered=None).decision == "promote"
     alone = down(1, total=20, errors=20)  # one user's, so it is one unit
     assert alone.cause == "the canary is down: all of its 20 requests at 50% failed"
+    assert down(1, stable_errors=20, total=20, errors=20).decision == "promote"
     assert down(1, total=19, errors=19).decision == "continue"
-    everywhere = look([Cell(1.0, "canary", 60, 5, failed_in_a_row=5)], plan=plan, step=1)
+    everywhere = look([Cell(1.0, "canary", 30, 5, failed_in_a_row=5)], plan=plan, step=1)
     assert everywhere.decision == "roll_back", "nobody is beside it"
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.1, 0.4])
+def test_the_circuits_seldom_end_an_equal_canary(rate: float) -> None:
+    """100 rollouts of 4,000 requests, half of them the canary's, looked at after each of its failures."""
+    rng, plan, wrong = np.random.default_rng(8), ct.Canary(50, 100, guards=[], min_requests=10**9), 0
+    for _ in range(100):
+        ours, failed = rng.random(4000) < 0.5, rng.random(4000) < rate
+        run, since, answered, seen = 0, None, None, np.zeros((2, 2), int)
+        for at, (arm, bad) in enumerate(zip(ours.tolist(), failed.tolist(), strict=True)):
+            seen[int(arm)] += (1, bad)
+            if not arm:
+                answered = answered if bad else at
+            else:
+                since = (since if run else at) if bad else None
+                run = run + 1 if bad else 0
+            if run >= 5:
+                stable = Cell(0.5, "stable", *seen[0].tolist(), succeeded_at=answered)
+                canary = Cell(0.5, "canary", *seen[1].tolist(), failed_in_a_row=run, failing_since=since)
+                if look([stable, canary], plan=plan).reason == "circuit":
+                    wrong += 1
+                    break
+    assert wrong <= 1
 
 
 # -- simulation: whole rollouts, looked at 20 times
