@@ -18,9 +18,9 @@ from starlette.routing import Match, Route
 
 from ct.api import front, openapi, verbs
 from ct.api.doors import DOORS, Door
-from ct.api.once import Once, keeps
+from ct.api.once import Decided, Once, keeps
 from ct.control import exposed
-from ct.errors import CtError, InvalidRequest, NotFound, Unavailable
+from ct.errors import Conflict, CtError, InvalidRequest, NotFound, Unavailable
 from ct.governance import access
 from ct.ids import canonical, sha256
 from ct.registry import routes
@@ -130,23 +130,30 @@ class Api:
 
     def _once(self, once: Once, found: Mapping[str, str], said: verbs.Body) -> verbs.Said:
         """The answer that the key has; else what the verb does, or has left to do where a process died over it."""
-        act, verb = self._act, once.verb
         with once.turn() as known, self._lock:
             if known is not None and known.status:
                 return known.status, known.said
             try:
-                if known is not None:
-                    status, answer = verbs.resumed(act, verb, known.rollout)
-                else:
-                    once.match()
-                    with act.journal.in_name_of(act.journal.actor, once.watch):
-                        status, answer = verbs.change(act, verb, found, said)
+                status, answer = self._done(once, known, found, said)
             except CtError as error:
                 if not keeps(error):
                     raise
                 status, answer = front.status_of(error), front.told(error)
             once.answered(status, answer)
             return status, answer
+
+    def _done(self, once: Once, known: Decided | None, found: Mapping[str, str], said: verbs.Body) -> verbs.Said:
+        act, verb = self._act, once.verb
+        if known is not None:
+            return verbs.resumed(act, verb, known.rollout)
+        once.match()
+        try:
+            with act.journal.in_name_of(act.journal.actor, once.watch):
+                return verbs.change(act, verb, found, said)
+        except Conflict:
+            if not once.decided:
+                raise
+            return verbs.resumed(act, verb, once.rollout)  # `ct watch` was quicker with what was left of it
 
     def _said(self, request: Request, status: int, said: Any) -> Response:
         route = routes.current(self._act.journal, self._act.pipeline.name)

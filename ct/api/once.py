@@ -71,6 +71,7 @@ class Once:
     epochs: frozenset[str] = frozenset()
     _lease: leases.Lease | None = field(default=None, repr=False)
     _deciding: Sequence[New] | None = field(default=None, repr=False)
+    _after: bool = field(default=False, repr=False)
 
     @property
     def stream(self) -> str:
@@ -101,9 +102,15 @@ class Once:
                     break
             yield known
 
+    @property
+    def decided(self) -> bool:
+        """Is what decides it in the journal?"""
+        return self._after or bool(self.key and self.journal.version(self.stream))
+
     def watch(self, connection: sa.Connection, stream: str, events: Sequence[New]) -> None:
         """Look at each append of the verb until it is decided: is the epoch still the one that was meant, and the key new?"""
         if self._deciding is not None and self._deciding is not events:
+            self._after = True  # what decides is in the journal, or nothing would follow it
             return
         self.match(connection)
         kinds = [event.type for event in events if self._decides(event)]

@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import Any
 
 from ct.api.doors import FIELDS, NEEDED
-from ct.control import rollouts, turning
+from ct.control import ending, rollouts, turning
 from ct.control.act import Actor
 from ct.errors import Conflict, Forbidden, InvalidRequest, NotFound
 from ct.governance import access
@@ -23,7 +23,7 @@ LONGEST = 200
 _KINDS = {list: "a list", str: "a text", bool: "true or false", int: "a whole number", dict: "an object"}
 _MOVING = ("promote", "abort", "undo", "resume", "set_weight")
 """Verbs whose route a process may have put in force without the replicas having been told."""
-CUT_OFF = "done; the first answer was cut off"
+DONE = "done; another process had its part in it"
 
 
 def checked(verb: str, body: Any) -> Body:
@@ -128,16 +128,21 @@ def answer(act: Actor, verb: str, rollout: str, done: str = "") -> Said:
 
 
 def resumed(act: Actor, verb: str, rollout: str) -> Said:
-    """The answer for a verb that a process decided and did not live to answer: what it left is ended as `ct watch` would. Raises Unavailable."""
+    """The answer for a verb that was decided, by a process that did not live to answer, or with `ct watch` at the same moment.
+
+    What is left of it is done as `ct watch` would. Raises Unavailable.
+    """
     active = state.active(act.journal, act.pipeline.name)
     with suppress(Conflict):  # `ct watch` was quicker
         if active is not None and active.phase == "progressing" and active.step < 0 and not active.tries:
             rollouts.begin(act, active)
         elif active is not None:
             turning.mend(act, active, act.route())
+        else:
+            ending.close(act)
     if verb in _MOVING:
         act.serving.activate(act.route())
-    return answer(act, verb, rollout, CUT_OFF)
+    return answer(act, verb, rollout, DONE)
 
 
 def shown(route: routes.Route) -> dict[str, Any]:

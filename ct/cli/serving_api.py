@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -28,4 +29,5 @@ def api(
         listener = listening.bound(host, port)
         output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
         made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host))
-        listening.server(made, **certificate).run(sockets=[listener])
+        with suppress(KeyboardInterrupt):
+            listening.server(made, **certificate).run(sockets=[listener])

@@ -14,6 +14,7 @@ import pytest
 from ct.api import once as deeds
 from ct.api.application import build
 from ct.api.once import Once, Stale
+from ct.control import ending
 from ct.control.act import Actor
 from ct.errors import Conflict
 from ct.registry import flags, routes
@@ -66,7 +67,7 @@ def ask(act: Actor, verb: str, body: Any, key: str) -> httpx.Response:
     async def sent() -> httpx.Response:
         transport = httpx.ASGITransport(app=build(act))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
-            return await client.post(f"{BASE}{verb}", json=body, headers={"idempotency-key": key})
+            return await client.post(f"{BASE}{verb}", json=body, headers={"idempotency-key": key} if key else {})
 
     return asyncio.run(sent())
 
@@ -79,6 +80,7 @@ def ask(act: Actor, verb: str, body: Any, key: str) -> httpx.Response:
         ("/rollouts/r1:promote", {"full": True}),
         (":undo", {}),
         ("/rollouts/r1:set-weight", {"percent": 7}),
+        ("/rollouts/r1:resume", {}),
     ],
 )
 def test_killed_anywhere_the_same_key_gives_the_same_end(tmp_path: Path, verb: str, body: Any) -> None:
@@ -88,6 +90,8 @@ def test_killed_anywhere_the_same_key_gives_the_same_end(tmp_path: Path, verb: s
     act.start_rollout("v2")
     if verb in (":undo", "/rollouts"):
         act.promote(full=True)
+    if verb.endswith("resume"):
+        act.set_weight(7)
     act.close()
 
     def run(root: Path, kill: int) -> Any:
@@ -123,6 +127,28 @@ def test_killed_anywhere_the_same_key_gives_the_same_end(tmp_path: Path, verb: s
         assert seen(root) == wanted, kill
     assert code == 0, "it has fewer changes than that"
     assert kill > 3
+
+
+@pytest.mark.parametrize("key", ["", "k1"])
+def test_a_loop_that_is_quicker_takes_no_answer_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    """`ct watch` ends the rollout between the decision to abort and its route: that is done, not a conflict."""
+    act, loop = (rolling.actor(tmp_path / "p", rolling.PLANS["canary"]) for _ in range(2))
+    act.start_rollout("v2")
+    change = act.change
+
+    def late(route: routes.Route, cause: str) -> routes.Route:
+        monkeypatch.setattr(act, "change", change)
+        ending.finish(loop, state.require(loop.journal, rolling.LINE))
+        return change(route, cause)
+
+    monkeypatch.setattr(act, "change", late)
+    found = ask(act, "/rollouts/r1:abort", {}, key)
+    assert (found.status_code, found.json()["rollout"]["state"]) == (200, "RolledBack"), found.text
+    assert (act.route().epoch, act.route().candidates) == (3, ())
+    if key:
+        assert ask(act, "/rollouts/r1:abort", {}, key).json() == found.json()
+    act.close()
+    loop.close()
 
 
 def once(journal: Journal, **changed: Any) -> Once:
