@@ -164,7 +164,7 @@ class Answering:
         try:
             if not slot.predictor.near:  # awaited: a thread that waits for this loop may be the one that the loop needs
                 far = FAR_SECONDS if trusted else seconds
-                outcomes = await passes.ask(slot.predictor, requests, self._online, far)
+                outcomes = await passes.ask(slot.predictor, requests, self._online, far, again=trusted)
             elif trusted:
                 outcomes = await asyncio.to_thread(work)
             else:

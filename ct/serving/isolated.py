@@ -29,7 +29,7 @@ from ct.registry.files import ModelSpec
 from ct.registry.routes import Arm
 from ct.roles import Columns, History, Lookup
 from ct.serving.lanes import Lane
-from ct.serving.passes import Failed, said
+from ct.serving.passes import Failed, Gone, said
 from ct.serving.runtime import ONNX, Predictor, Wanted
 from ct.store.artifacts import Artifacts
 from ct.store.signing import Keys
@@ -104,10 +104,11 @@ class Remote:
                 f"{self._app} took over {ASK_SECONDS:g} s", "an answer by then", "see its log and its replicas"
             ) from None
         except Exception as error:
-            # Serve's handles to an application that was deleted stay dead.
-            if self._handle is handle and not isinstance(error, BackPressureError):
-                self._handle = None
-            raise Unavailable(f"{self._app}: {said(error)}", "an application that answers", "see its log") from None
+            full = isinstance(error, (BackPressureError, Unavailable))
+            if self._handle is handle and not full:
+                self._handle = None  # Serve's handles to an application that was deleted stay dead
+            kind = Unavailable if full else Gone
+            raise kind(f"{self._app}: {said(error)}", "an application that answers", "see its log") from None
         finally:
             self._waiting -= 1
             if response is not None:  # nobody waits for it any more

@@ -84,16 +84,21 @@ def run(predictor: Predictor, requests: Sequence[Request], store: OnlineStore) -
         return [said(error)]
 
 
-async def ask(predictor: Predictor, requests: Sequence[Request], store: OnlineStore, seconds: float) -> list[Outcome]:
-    """The outcome of each request, as `run` tells it, after `seconds` at most. Called on the event loop that `Predictor.ask` belongs to."""
+async def ask(
+    predictor: Predictor, requests: Sequence[Request], store: OnlineStore, seconds: float, *, again: bool = False
+) -> list[Outcome]:
+    """The outcome of each request, as `run` tells it, after `seconds` at most. Called on the event loop that `Predictor.ask` belongs to.
+
+    With `again` what a process has taken with it as it died is asked once more.
+    """
     try:
         async with asyncio.timeout(seconds):
-            return await _asked(predictor, requests, store)
+            return await _asked(predictor, requests, store, again)
     except TimeoutError:
         return [f"Unavailable: {predictor.version} took over {seconds:g} s"] * len(requests)
 
 
-async def _asked(predictor: Predictor, requests: Sequence[Request], store: OnlineStore) -> list[Outcome]:
+async def _asked(predictor: Predictor, requests: Sequence[Request], store: OnlineStore, again: bool) -> list[Outcome]:
     fault: Outcome
     try:
         read = partial(_looked_up, predictor, requests, store)
@@ -101,7 +106,12 @@ async def _asked(predictor: Predictor, requests: Sequence[Request], store: Onlin
         given, rows, history = read() if quick else await asyncio.to_thread(read)
         times = rows[predictor.spec.time]
         try:
-            scores, features = await predictor.ask(rows, times, history)
+            try:
+                scores, features = await predictor.ask(rows, times, history)
+            except Gone:
+                if not again:
+                    raise
+                scores, features = await predictor.ask(rows, times, history)
         except Unavailable as error:  # nobody's row is to blame, and alone none would fare better
             return [said(error)] * len(requests)
         scored = _whole(Scored(rows, times, features, scores, given))
@@ -112,8 +122,12 @@ async def _asked(predictor: Predictor, requests: Sequence[Request], store: Onlin
         fault = said(error)
     if len(requests) == 1:
         return [fault]
-    alone = await asyncio.gather(*(_asked(predictor, [request], store) for request in requests))
+    alone = await asyncio.gather(*(_asked(predictor, [request], store, again) for request in requests))
     return [outcome for some in alone for outcome in some]
+
+
+class Gone(Unavailable):
+    """The process that was asked is gone; another one may be asked."""
 
 
 class Failed(Exception):

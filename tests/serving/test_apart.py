@@ -28,11 +28,12 @@ APP = "tiny--apart"
 
 @dataclass
 class Application:
-    """What Serve's handle reaches: one process, which may be dead or slow. `sizes` are the rows of each call."""
+    """What Serve's handle reaches: one process, which may be dead or slow, or die with the next `dying` calls. `sizes` are the rows of each."""
 
     process: ArmReplica
     seconds: float = 0.002
     dead: bool = False
+    dying: int = 0
     sizes: list[int] = field(default_factory=list)
     most: int = 0
     at_once: int = 0
@@ -61,6 +62,10 @@ class Method:
     async def _go(self, *args: Any) -> Any:
         if self.app.dead:
             raise ConnectionError("the process has died")
+        if self.app.dying:
+            self.app.dying -= 1
+            await asyncio.sleep(self.app.seconds)
+            raise ConnectionError("the process dies")
         if len(args) == 3:
             self.app.sizes.append(len(args[1]))
         self.app.at_once += 1
@@ -251,3 +256,28 @@ def test_what_is_too_much_for_it_is_refused_at_once(
     assert [isinstance(answer, Exception) for answer in found] == [False] * 4 + [True] * 6
     assert application.most == 4
     assert "4 calls wait for tiny--apart" in str(found[-1])
+
+
+def test_what_a_process_takes_with_it_is_asked_again_where_nobody_stands_in(project: Project, application: Application) -> None:
+    """Stable's calls, once; a candidate's not, for what it dies of may kill the next one too, and stable answers."""
+    route = project.put(routes.first("tiny", apart(project)))
+
+    async def act(replica: Replica) -> list[Any]:
+        replica.answering.flags = Flags(batching=False)
+        application.dying = 5
+        found = await asyncio.gather(*(replica.predict([row(at)]) for at in range(20)), return_exceptions=True)
+        application.dying = 2
+        return [*found, *await asyncio.gather(replica.predict([row(20)]), return_exceptions=True)]
+
+    *found, twice = run(project, act)
+    assert {(answer.arm, answer.version) for answer in found} == {("stable", "apart")}
+    assert isinstance(twice, Exception)
+    assert "the process dies" in logged(project)[-1]["error"]
+    back = project.put(replace(route.without_canary(), stable=project.version("v1")))
+    project.put(back.with_canary(apart(project), weight=WHOLE))
+
+    async def canary(replica: Replica) -> Any:
+        application.dying = 1
+        return await replica.predict([row(30)])
+
+    assert run(project, canary).version == "v1"
