@@ -19,7 +19,7 @@ from tiny import ROW, Project
 from ct.data import predictions
 from ct.registry import routes
 from ct.registry.routes import WHOLE, Arm
-from ct.serving import answering, isolated
+from ct.serving import answering, isolated, replica
 from ct.serving.isolated import ArmArgs, ArmReplica, RemotePredictor
 from ct.serving.replica import Replica
 
@@ -102,6 +102,7 @@ def application(project: Project, monkeypatch: pytest.MonkeyPatch) -> Applicatio
         ArmReplica(ArmArgs(root=str(project.settings.root), version="apart", manifest=arm.manifest).model_dump())
     )
     monkeypatch.setattr(isolated.serve, "get_app_handle", made.handle)
+    monkeypatch.setattr(replica, "POLL_SECONDS", 0.05)
     return made
 
 
@@ -110,15 +111,15 @@ def run(project: Project, act: Callable[[Replica], Awaitable[Any]]) -> Any:
 
     async def go() -> Any:
         loop = asyncio.get_running_loop()
-        replica = Replica(project.settings, "tiny", reach=lambda app, made: RemotePredictor.reach(app, made, loop))
-        following = asyncio.create_task(replica.keep_converging())
+        made = Replica(project.settings, "tiny", reach=lambda app, files: RemotePredictor.reach(app, files, loop))
+        following = asyncio.create_task(made.keep_converging())
         try:
             route = routes.current(project.journal, "tiny")
             assert route is not None
             async with asyncio.timeout(10):
-                while replica.slots.live is None or replica.slots.live.route != route:
+                while made.slots.live is None or made.slots.live.route != route:
                     await asyncio.sleep(0.02)
-            return await act(replica)
+            return await act(made)
         finally:
             following.cancel()
 
@@ -138,13 +139,13 @@ def test_as_stable_it_answers_a_burst_that_comes_before_its_handle(project: Proj
     finding the handle needs, and all failed after five seconds."""
     project.put(routes.first("tiny", apart(project)))
 
-    async def act(replica: Replica) -> tuple[list[Any], list[Any], float]:
-        replica.answering.flags = Flags(batching=False)  # as a version with code of its own is asked, row by row
+    async def act(made: Replica) -> tuple[list[Any], list[Any], float]:
+        made.answering.flags = Flags(batching=False)  # as a version with code of its own is asked, row by row
         application.dead = True
-        lost = await asyncio.gather(*(replica.predict([row(at)]) for at in range(3)), return_exceptions=True)
+        lost = await asyncio.gather(*(made.predict([row(at)]) for at in range(3)), return_exceptions=True)
         application.dead = False
         begun = time.monotonic()
-        found = await asyncio.gather(*(replica.predict([row(at)]) for at in range(128)), return_exceptions=True)
+        found = await asyncio.gather(*(made.predict([row(at)]) for at in range(128)), return_exceptions=True)
         return lost, found, time.monotonic() - begun
 
     lost, found, took = run(project, act)
@@ -173,9 +174,9 @@ def test_a_row_that_fails_there_is_nobody_elses_fault_and_its_error_comes_as_wor
 
     object.__setattr__(application.process._predictor, "score", fails)
 
-    async def act(replica: Replica) -> list[Any]:
+    async def act(made: Replica) -> list[Any]:
         asked = [{**row(at), "line": "?" if at == 3 else "A"} for at in range(8)]
-        return await asyncio.gather(*(replica.predict([one]) for one in asked), return_exceptions=True)
+        return await asyncio.gather(*(made.predict([one]) for one in asked), return_exceptions=True)
 
     found = run(project, act)
     assert application.sizes == [8, *[1] * 8]
@@ -194,12 +195,12 @@ def test_as_a_candidate_it_has_its_deadline_and_what_is_late_is_cancelled_there(
     project.put(route.with_canary(apart(project), weight=WHOLE))
     monkeypatch.setattr(answering, "CANDIDATE_SECONDS", 0.3)
 
-    async def act(replica: Replica) -> tuple[Any, Any, Any]:
-        quick = await replica.predict([row(1)])
-        many = await replica.predict([row(at) for at in range(100)])
+    async def act(made: Replica) -> tuple[Any, Any, Any]:
+        quick = await made.predict([row(1)])
+        many = await made.predict([row(at) for at in range(100)])
         application.seconds = 30
         begun = time.monotonic()
-        late = await replica.predict([row(2)])
+        late = await made.predict([row(2)])
         assert time.monotonic() - begun < 2
         return quick, many, late
 
@@ -221,18 +222,18 @@ def test_as_a_shadow_it_hangs_at_nobodys_cost(
     project.put(route.with_canary(apart(project), weight=0, shadow=True))
     monkeypatch.setattr(answering, "SHADOW_SECONDS", 0.3)
 
-    async def act(replica: Replica) -> int:
-        await replica.predict([row(0)])
+    async def act(made: Replica) -> int:
+        await made.predict([row(0)])
         await asyncio.sleep(0.2)
         application.seconds = 30
         begun, threads = time.monotonic(), threading.active_count()
         for at in range(200):
-            await replica.predict([row(at)])
+            await made.predict([row(at)])
         assert time.monotonic() - begun < 10
         assert threading.active_count() <= threads, "no thread waits for it"
         assert application.at_once <= answering.SHADOWS
         await asyncio.sleep(0.5)
-        return replica.telemetry.dropped
+        return made.telemetry.dropped
 
     dropped = run(project, act)
     assert dropped >= 200 - 3 * answering.SHADOWS
@@ -248,9 +249,9 @@ def test_what_is_too_much_for_it_is_refused_at_once(
     monkeypatch.setattr(isolated, "WAITING", 4)
     application.seconds = 0.5
 
-    async def act(replica: Replica) -> list[Any]:
-        replica.answering.flags = Flags(batching=False)
-        return await asyncio.gather(*(replica.predict([row(at)]) for at in range(10)), return_exceptions=True)
+    async def act(made: Replica) -> list[Any]:
+        made.answering.flags = Flags(batching=False)
+        return await asyncio.gather(*(made.predict([row(at)]) for at in range(10)), return_exceptions=True)
 
     found = run(project, act)
     assert [isinstance(answer, Exception) for answer in found] == [False] * 4 + [True] * 6
@@ -262,12 +263,12 @@ def test_what_a_process_takes_with_it_is_asked_again_where_nobody_stands_in(proj
     """Stable's calls, once; a candidate's not, for what it dies of may kill the next one too, and stable answers."""
     route = project.put(routes.first("tiny", apart(project)))
 
-    async def act(replica: Replica) -> list[Any]:
-        replica.answering.flags = Flags(batching=False)
+    async def act(made: Replica) -> list[Any]:
+        made.answering.flags = Flags(batching=False)
         application.dying = 5
-        found = await asyncio.gather(*(replica.predict([row(at)]) for at in range(20)), return_exceptions=True)
+        found = await asyncio.gather(*(made.predict([row(at)]) for at in range(20)), return_exceptions=True)
         application.dying = 2
-        return [*found, *await asyncio.gather(replica.predict([row(20)]), return_exceptions=True)]
+        return [*found, *await asyncio.gather(made.predict([row(20)]), return_exceptions=True)]
 
     *found, twice = run(project, act)
     assert {(answer.arm, answer.version) for answer in found} == {("stable", "apart")}
@@ -276,8 +277,8 @@ def test_what_a_process_takes_with_it_is_asked_again_where_nobody_stands_in(proj
     back = project.put(replace(route.without_canary(), stable=project.version("v1")))
     project.put(back.with_canary(apart(project), weight=WHOLE))
 
-    async def canary(replica: Replica) -> Any:
+    async def canary(made: Replica) -> Any:
         application.dying = 1
-        return await replica.predict([row(30)])
+        return await made.predict([row(30)])
 
     assert run(project, canary).version == "v1"
