@@ -188,12 +188,12 @@ Value = Callable[[Mapping[str, Any], float, float], float]
 
 @dataclass(frozen=True)
 class Business:
-    """What answers are worth, by the user's own function, once their truth is known. Lost is what a row's worth is below `high`.
+    """What answers are worth, by the user's own function, once their truth is known; without one, the value that was told with the truth.
 
-    The canary is harmful when it loses over `factor` times what stable loses. A worth outside `low` to `high` counts as the nearer of them.
+    Lost is what a row's worth is below `high`. The canary is harmful when it loses over `factor` times what stable loses. A worth outside `low` to `high` counts as the nearer of them.
     """
 
-    value: Value
+    value: Value | None
     low: float
     high: float
     factor: float = 1.1
@@ -206,13 +206,18 @@ class Business:
     def events(self, cell: Cell) -> tuple[int, float]:
         return next(((n, lost) for name, n, lost in cell.losses if name == self.name), (0, 0.0))
 
-    def loss(self, row: Mapping[str, Any], score: float, label: float) -> float | None:
-        """The part of the range that was lost, 0 to 1; None where the function fails or gives no number, and then the row counts for nothing."""
+    def loss(self, row: Mapping[str, Any], score: float, label: float, told: float | None = None) -> float | None:
+        """The part of the range that was lost, 0 to 1. `told` is the value that came with the label.
+
+        None where there is no worth, the function fails or gives no number; then the row counts for nothing.
+        """
         try:
-            worth = float(self.value(row, score, label))
+            worth = told if self.value is None else float(self.value(row, score, label))
         except Exception:  # a row that it cannot value must not keep errors and latency from being judged
             return None
-        return min(1.0, max(0.0, (self.high - worth) / (self.high - self.low))) if math.isfinite(worth) else None
+        if worth is None or not math.isfinite(worth):
+            return None
+        return min(1.0, max(0.0, (self.high - worth) / (self.high - self.low)))
 
     def ratio(self, stable: float) -> float:
         return self.factor
@@ -231,8 +236,8 @@ class Business:
 
     def validate(self) -> list[str]:
         faults = []
-        if not callable(self.value):
-            faults.append(f"business(value={self.value!r}), expected a function of (row, score, label)")
+        if self.value is not None and not callable(self.value):
+            faults.append(f"business(value={self.value!r}), expected a function of (row, score, label), or none")
         limits = (self.low, self.high)
         if not all(is_number(limit, -math.inf, math.inf) for limit in limits) or not self.low < self.high:
             faults.append(f"business(low={self.low!r}, high={self.high!r}), expected two numbers, the lower one first")
@@ -246,11 +251,18 @@ class Business:
 
 
 def business(
-    value: Value, low: float, high: float, factor: float = 1.1, min_labels: int = 50, name: str = "business"
+    value: Value | None = None,
+    *,
+    low: float,
+    high: float,
+    factor: float = 1.1,
+    min_labels: int = 50,
+    name: str = "business",
 ) -> Business:
     """Guard what answers are worth: `value(row, score, label)` from `low` to `high`, judged from `min_labels` canary rows on.
 
-    Harmful is a canary that loses (stays below `high`) over `factor` times what stable does. Of each unit its first labelled row counts.
+    Without a function a row is worth the value that was told with its label (`"value"` in the feedback), such as a revenue.
+    Harmful is a canary that loses (stays below `high`) over `factor` times what stable does. Of each unit the row whose label came first counts.
     """
     return Business(value, low, high, factor, min_labels, name)
 

@@ -92,6 +92,15 @@ class _Run:
 
 
 @dataclass(frozen=True)
+class _Truth:
+    """What a label says, the value that came with it, and when it came."""
+
+    label: float
+    value: float | None
+    at: int
+
+
+@dataclass(frozen=True)
 class Worth:
     """A labelled row: the canary's weight in 10,000, the arm, and the part of the range that was lost, 0 to 1."""
 
@@ -123,7 +132,7 @@ class Tally:
     _cells: dict[_Place, _Counts] = field(default_factory=dict)
     _runs: dict[_Place, _Run] = field(default_factory=dict)
     _open: dict[str, tuple[tuple[_Place, ...], Mapping[str, Any]]] = field(default_factory=dict)
-    _early: dict[str, tuple[float, int]] = field(default_factory=dict)
+    _early: dict[str, _Truth] = field(default_factory=dict)
     _seen: set[str] = field(default_factory=set)
     _units: dict[_Place, set[str]] = field(default_factory=dict)
     _first: dict[tuple[str, str, int], _Voice] = field(default_factory=dict)
@@ -135,7 +144,7 @@ class Tally:
             if record["kind"] == "prediction":
                 self._prediction(record)
             elif record["kind"] == "label" and record["label"] is not None:
-                self._label(record["id"], float(record["label"]), int(record.get("t") or 0))
+                self._label(record["id"], _Truth(float(record["label"]), record.get("value"), int(record.get("t") or 0)))
 
     def cells(self) -> tuple[Cell, ...]:
         """The counts, one cell for each weight and arm."""
@@ -201,7 +210,7 @@ class Tally:
             low, high = self.middle
             self._take(Scores().metric(), places, told, float(not low <= float(record["score"]) <= high), int(told["t"] or 0))
         if key in self._early:
-            self._judge(places, told, *self._early.pop(key))
+            self._judge(places, told, self._early.pop(key))
         else:
             self._open[key] = (places, told)
 
@@ -214,18 +223,18 @@ class Tally:
             *((weight, arm, name, MISSING if value is None else str(value)) for name, value in values),
         )
 
-    def _label(self, key: str, label: float, at: int) -> None:
+    def _label(self, key: str, truth: _Truth) -> None:
         if key in self._open:
-            self._judge(*self._open.pop(key), label, at)
-        elif key not in self._seen and at < self._early.get(key, (0.0, at + 1))[1]:
-            self._early[key] = (label, at)
+            self._judge(*self._open.pop(key), truth)
+        elif key not in self._seen and (key not in self._early or truth.at < self._early[key].at):
+            self._early[key] = truth
 
-    def _judge(self, places: tuple[_Place, ...], told: Mapping[str, Any], label: float, at: int) -> None:
+    def _judge(self, places: tuple[_Place, ...], told: Mapping[str, Any], truth: _Truth) -> None:
         for guard in self.valued:
-            loss = guard.loss(told["request"], float(told["score"]), label)
+            loss = guard.loss(told["request"], float(told["score"]), truth.label, truth.value)
             if loss is not None:
-                self._take(guard.name, places, told, loss, at)
-        found = wrong(self.objective, told, label, self.limit, self.cuts)
+                self._take(guard.name, places, told, loss, truth.at)
+        found = wrong(self.objective, told, truth.label, self.limit, self.cuts)
         if found is not None:
             raised = ["labelled", "wrong"] if found else ["labelled"]
             for place in places:

@@ -207,7 +207,7 @@ def other(row: Mapping[str, Any], score: float, label: float) -> float:
 
 def test_a_guard_whose_code_is_another_meanwhile_lets_nothing_pass(tmp_path: Path) -> None:
     def plan(value: Any) -> Any:
-        return ct.Canary(50, min_requests=5, guards=[ct.business(value, 0, 1, name="profit")], deadline="1d")
+        return ct.Canary(50, min_requests=5, guards=[ct.business(value, low=0, high=1, name="profit")], deadline="1d")
 
     act = rolling.actor(tmp_path / "p", plan(worth))
     act.start_rollout("v2")

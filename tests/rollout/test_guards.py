@@ -95,10 +95,21 @@ def test_a_unit_s_first_labelled_row_counts_in_any_order(order: list[int]) -> No
     assert cell.labelled == 6
 
 
+def test_without_a_function_a_row_is_worth_the_value_that_came_with_its_label() -> None:
+    """A shop's revenue: 12 is above the range, and nobody told what the last one brought."""
+    tally = Tally(5, {}, valued=(ct.business(low=0.0, high=10.0, name="revenue"),))
+    told = records()
+    for row, value in zip((row for row in told if row["kind"] == "label"), (4.0, 9.0, 5.0, 12.0, 0.0, None), strict=True):
+        row["value"] = value
+    tally.add(told)
+    assert tally.cells()[0].losses == (("revenue", 4, pytest.approx(0.6 + 0.5 + 0.0 + 1.0)),)
+
+
 def test_what_the_guard_refuses() -> None:
     bad = ct.business("price", low=1.0, high=1.0, factor=0.5, min_labels=0, name="")  # type: ignore[arg-type]
     assert len(bad.validate()) == 5
-    assert ct.business(margin, 0.0, 10.0).validate() == []
+    assert ct.business(margin, low=0.0, high=10.0).validate() == []
+    assert ct.business(low=0.0, high=10.0).validate() == []
     assert any("a name of its own" in fault for fault in ct.Canary(10, 100, guards=[GUARD, GUARD]).validate())
     assert any("compares two arms" in fault for fault in ct.BlueGreen(guards=[GUARD]).validate())
 
