@@ -63,7 +63,7 @@ def test_every_operation_answers_as_described(schema: Any, path: str, method: st
 
     @given(operation.as_strategy(generation_mode=mode), st.booleans())
     @settings(
-        max_examples=10 if operation.body else 3,
+        max_examples=8 if operation.body else 2,
         derandomize=True,
         deadline=None,
         suppress_health_check=list(HealthCheck),
