@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -32,15 +32,20 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 * 1024
 MOST_IN_WORK = 32
 """So many requests that change something are in work or wait for their turn; more are answered 503."""
+STILL = ("pause", "set_flag")
+"""Verbs that need the journal alone."""
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def build(act: Actor, *, closed: bool = False, hosts: Sequence[str] = ()) -> Starlette:
+def build(
+    act: Actor, *, closed: bool = False, hosts: Sequence[str] = (), join: Callable[[Actor], None] = lambda _: None
+) -> Starlette:
     """The application for one project. `closed` asks for tokens even while none was made; `hosts` are the Host headers answered, all when empty.
+    `join` is called before each verb that moves traffic, to be connected where the endpoint runs.
 
-    Without them a web page whose name was made to point at loopback could steer rollouts while no token was made.
+    Without hosts a web page whose name was made to point at loopback could steer rollouts while no token was made.
     """
-    api = Api(act, closed)
+    api = Api(act, closed, join)
     made = [Route(door.path, api.at(door), methods=[door.method], name=door.name) for door in DOORS]
     layer = Middleware(front.Front, hosts=hosts)
     app = Starlette(routes=made, middleware=[layer], exception_handlers={404: _absent, 405: _absent})
@@ -51,8 +56,8 @@ def build(act: Actor, *, closed: bool = False, hosts: Sequence[str] = ()) -> Sta
 class Api:
     """What the doors share: the actor, and one lock for whatever changes something in this process."""
 
-    def __init__(self, act: Actor, closed: bool) -> None:
-        self._act, self._closed = act, closed
+    def __init__(self, act: Actor, closed: bool, join: Callable[[Actor], None]) -> None:
+        self._act, self._closed, self._join = act, closed, join
         self._lock = threading.Lock()
         self._in_work = 0
 
@@ -144,6 +149,8 @@ class Api:
 
     def _done(self, once: Once, known: Decided | None, found: Mapping[str, str], said: verbs.Body) -> verbs.Said:
         act, verb = self._act, once.verb
+        if verb not in STILL:
+            self._join(act)
         if known is not None:
             return verbs.resumed(act, verb, known.rollout)
         once.match()

@@ -19,7 +19,7 @@ def api(
 ) -> None:
     """Serve the control API: what `ct rollout` and `ct flag` do, over HTTP."""
     with output.errors(), actor(root, pipeline) as act:
-        from ct.api import listening
+        from ct.api import joining, listening
         from ct.api.application import build
         from ct.governance import binds
         from ct.serving.access import hosts
@@ -28,6 +28,6 @@ def api(
         certificate = binds.tls(act.settings)
         listener = listening.bound(host, port)
         output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
-        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host))
+        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host), join=joining.join)
         with suppress(KeyboardInterrupt):
             listening.server(made, **certificate).run(sockets=[listener])

@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
+from ct.api import joining
 from ct.api import once as deeds
 from ct.api.application import build
 from ct.api.once import Once, Stale
@@ -58,11 +59,11 @@ def test_two_processes_do_one_key_once(
     act.close()
 
 
-def ask(act: Actor, verb: str, body: Any, key: str) -> httpx.Response:
+def ask(act: Actor, verb: str, body: Any, key: str, **more: Any) -> httpx.Response:
     """One request to an application of this process."""
 
     async def sent() -> httpx.Response:
-        transport = httpx.ASGITransport(app=build(act))
+        transport = httpx.ASGITransport(app=build(act, **more))
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.post(f"{BASE}{verb}", json=body, headers={"idempotency-key": key} if key else {})
 
@@ -124,6 +125,25 @@ def test_killed_anywhere_the_same_key_gives_the_same_end(tmp_path: Path, verb: s
         assert seen(root) == wanted, kill
     assert code == 0, "it has fewer changes than that"
     assert kill > 3
+
+
+def test_without_a_cluster_a_rollback_is_journaled_and_the_same_key_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests of this process are connected to
+    act = rolling.actor(tmp_path / "p", rolling.PLANS["canary"])
+    act.start_rollout("v2")
+    replicas = act.serving
+    found = ask(act, "/rollouts/r1:abort", {}, "k1", join=joining.join)
+    assert (found.status_code, found.headers["retry-after"], act.route().candidates) == (503, "1", ())
+    assert "no Ray cluster runs" in found.json()["found"]
+    assert state.require(act.journal, rolling.LINE).decided == "aborted"
+    act.__dict__["serving"] = replicas
+    found = ask(act, "/rollouts/r1:abort", {}, "k1")
+    assert (found.status_code, found.json()["rollout"]["state"]) == (200, "RolledBack")
+    assert rolling.ended(act)["served"]
+    act.close()
 
 
 @pytest.mark.parametrize("key", ["", "k1"])
