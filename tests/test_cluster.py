@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
+from ct.serving import straight
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -72,6 +74,7 @@ def test_no_start_script_leaves_rays_own_authentication_off(cluster: dict[str, A
     assert len(starts) == 2
     assert all("RAY_AUTH_MODE=token" in line.partition("ray start")[0] for line in starts)
     assert all("RAY_SERVE_HAPROXY_BINARY_PATH=" in line for line in starts if "ENABLE_HA_PROXY=1" in line)
+    assert all(f"{straight.VARIABLE}={straight.PATH}" in line for line in starts)
     assert cluster["file_mounts"]["/home/ray/.ray/auth_token"] == "~/.ray/auth_token"
     assert "--dashboard-host=127.0.0.1" in starts[0]
 

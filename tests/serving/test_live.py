@@ -233,7 +233,9 @@ def test_every_protocol_and_every_limit_holds_behind_haproxy(live: Live) -> None
         assert "Traceback" not in found.value.details()
     body = json.dumps(ROW).encode()
     whole = "content-type: application/json", f"content-length: {len(body)}"
-    assert status(ask_raw(live.port, head("/predict", *whole) + body)) == 200
+    said = ask_raw(live.port, head("/predict", *whole) + body)
+    assert status(said) == 200
+    assert said.lower().count(b"x-request-id:") == 1  # the straight way: Serve's own layers would have added theirs
     slow = [head("/predict", *whole), *(body[at : at + 1] for at in range(30))]
     assert status(ask_raw(live.port, *slow, pause=0.1)) == 408
     endless = [b"4000\r\n" + b"x" * 0x4000 + b"\r\n"] * 400
