@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from ct.control import hooking
-from ct.errors import CtError
+from ct.errors import Conflict, CtError
 from ct.registry import routes, versions
 from ct.registry.routes import WHOLE, Arm, Route
 from ct.rollout import state
@@ -37,15 +38,30 @@ def finish(act: Actor, rollout: Rollout) -> str:
     """Carry out an end that was decided, by this process or by one that died since: the route, its record, and who is told."""
     route = act.route()
     if route.candidates:
-        act.change(_following(act, rollout, route), f"rollout {rollout.id} {rollout.decided}: {rollout.cause}")
+        try:
+            act.change(_following(act, rollout, route), f"rollout {rollout.id} {rollout.decided}: {rollout.cause}")
+        except Conflict:
+            if act.route().candidates:
+                raise  # the next look ends what another process made of it
     stable = act.route().stable.version
     # The route is what is so: another process may have decided otherwise at the same moment, and been first.
     outcome = "promoted" if stable in rollout.versions else "aborted" if rollout.decided == "promoted" else rollout.decided
-    said = {"outcome": outcome, "cause": rollout.cause, "reason": rollout.reason}
-    state.note(act.journal, act.pipeline.name, rollout.id, "RolloutEnded", said)
-    close(act)
     who = stable if outcome == "promoted" else ", ".join(rollout.left)
+    if _ended(act, rollout, {"outcome": outcome, "cause": rollout.cause, "reason": rollout.reason}):
+        close(act)
     return f"{who} {outcome.replace('_', ' ')}: {rollout.cause}"
+
+
+def _ended(act: Actor, rollout: Rollout, said: dict[str, Any]) -> bool:
+    """Record the end. False when another process was first: that one tells of it."""
+    name = act.pipeline.name
+    while True:
+        position = act.journal.version(state.stream(name))
+        if not any(item.id == rollout.id and item.active for item in state.history(act.journal, name)):
+            return False
+        with suppress(Conflict):  # something else of this rollout was noted between the two
+            state.note(act.journal, name, rollout.id, "RolloutEnded", said, expected=position)
+            return True
 
 
 def _following(act: Actor, rollout: Rollout, route: Route) -> Route:
@@ -62,15 +78,19 @@ def earlier(act: Actor, version: str) -> Arm:
     return next(arm for arm in reversed(arms) if arm.version == version)
 
 
-def close(act: Actor) -> str:
-    """Tell everybody of the last rollout's end who may not have heard of it, and take apart what ran for it alone. Empty when all is done."""
+def close(act: Actor, *, after: float = 0.0) -> str:
+    """Tell of the last rollout's end who may not have heard of it, and take apart what ran for it alone. Empty when there is nothing to do.
+
+    Whoever ended it is at it for so long; only then, `after` seconds, it is another one's.
+    """
     told = state.history(act.journal, act.pipeline.name)
-    if not told or told[-1].active or told[-1].closed:
+    if not told or (rollout := told[-1]).ended is None or rollout.closed:
         return ""
-    rollout = told[-1]
     outcome, cause = rollout.outcome, rollout.cause
     if outcome != "promoted" and rollout.reason != BY_HAND:
         act.alert("PAGE", f"rollout {rollout.id} of {', '.join(rollout.left)}: {_TITLES[outcome]}", detail=cause)
+    if (act.clock.now() - rollout.ended).total_seconds() < after:
+        return ""
     hook = "post-rollout" if outcome == "promoted" else "rollback"
     if hook not in rollout.told:
         hooking.ask(act, rollout, hook, outcome=outcome, cause=cause)

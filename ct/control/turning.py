@@ -19,10 +19,12 @@ from ct.rollout.verdict import Verdict
 if TYPE_CHECKING:
     from ct.control.act import Actor
 
-REPORT_SECONDS = 60.0
-"""So often the evidence of a rollout that just goes on is recorded."""
-HOOK_SECONDS, ROOM_SECONDS = 10.0, 60.0
-"""A hook that refused is asked again after so long, an application apart that could not be made larger is tried again."""
+REPORT_SECONDS, REPORT_PART = 60.0, 0.01
+"""So often the evidence of a rollout that just goes on is recorded: after a minute, later after that part of the time since it began. Every look
+reads the whole story of the rollouts again."""
+HOOK_SECONDS, ROOM_SECONDS, CLOSE_SECONDS = 10.0, 60.0, 120.0
+"""A hook that refused is asked again after so long, an application apart that could not be made larger is tried again.
+An end is told of by who ended it for so long: a person's command may be at it still."""
 
 
 def heed(act: Actor) -> str:
@@ -31,7 +33,7 @@ def heed(act: Actor) -> str:
     rollout = state.active(act.journal, name)
     route = routes.current(act.journal, name)
     if rollout is None or route is None:
-        return ending.close(act) if route is not None else ""
+        return ending.close(act, after=CLOSE_SECONDS) if route is not None else ""
     order = pinned.offline(act.settings, name) if route.candidates else None
     if order is not None and order.epoch >= route.epoch:
         return ending.end(act, "aborted", f"{order.cause} by {order.by} at {order.at}")
@@ -109,7 +111,8 @@ class Judging:
     def _report(self, rollout: Rollout, route: Route, version: str, found: Verdict) -> None:
         """Tell the evidence of a look that changes nothing, now and then: else nobody would see it before it decides."""
         now, begun = self._act.clock.now().timestamp(), (rollout.step_at or rollout.started).timestamp()
-        if now - max(self._reported, begun) >= REPORT_SECONDS and self._stands(rollout, route):
+        wait = max(REPORT_SECONDS, REPORT_PART * self._since(rollout.started))
+        if now - max(self._reported, begun) >= wait and self._stands(rollout, route):
             said = {"version": version, **found.recorded()}
             state.note(self._act.journal, self._act.pipeline.name, rollout.id, "RolloutJudged", said)
             self._reported = now

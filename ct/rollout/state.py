@@ -257,7 +257,8 @@ def _ending(state: Rollout, event: Event) -> Rollout:
             return replace(decided, reason=data["reason"], winner=data["version"], to=data["to"])
         case "RolloutEnded":
             done = replace(state, phase="ended", outcome=data["outcome"], cause=data["cause"], ended=event.at, leaving=())
-            return replace(done, reason=data.get("reason", state.reason))
+            # Without a reason it is of a time when nothing was closed.
+            return replace(done, reason=data.get("reason", state.reason), closed="reason" not in data)
         case _:
             return state
 

@@ -151,6 +151,8 @@ def drive(act: Actor, *, errors: bool = False, turns: int = 12) -> str:
         turning.heed(act)
         rollout = state.active(act.journal, LINE)
         if rollout is None:
+            act.clock.turn(timedelta(seconds=turning.CLOSE_SECONDS))
+            turning.heed(act)
             break
         if act.route().candidates:
             traffic(act, errors=errors)
