@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,21 +76,24 @@ def history(root: Root = None, pipeline: PipelineFile = None, json: AsJson = Fal
         from ct.registry import routes
 
         name, journal = name_and_journal(root, pipeline)
-        rows = [
+        rows: list[dict[str, Any]] = [
             {
                 "at": entry.at.isoformat(timespec="milliseconds"),
                 "epoch": entry.route.epoch,
                 "stable": entry.route.stable.version,
                 "canary": entry.route.canary.version if entry.route.canary else None,
                 "share": entry.route.share,
+                "shares": {arm: weight / routes.WHOLE for arm, weight in entry.route.shares.items()},
                 "cause": entry.cause,
             }
             for entry in routes.history(journal, name)
         ]
+        columns = ("at", "epoch", "stable", "canary", "shares", "cause")
+        shown = ({**row, "shares": ", ".join(f"{arm} {share:.4g}" for arm, share in row["shares"].items())} for row in rows)
         output.show(
             rows,
             json,
-            lambda: output.table(f"routes of {name}", tuple(rows[0]) if rows else (), (tuple(r.values()) for r in rows)),
+            lambda: output.table(f"routes of {name}", columns, ([row[column] for column in columns] for row in shown)),
         )
 
 

@@ -134,6 +134,9 @@ def test_weights_of_several_are_set_by_name(act: Actor, run: Run) -> None:
     run("set-weight", "canary-2=40")
     assert act.route().shares == {"stable": 4000, "canary": 2000, "canary-2": 4000}
     assert "stable v1 0.4, canary v2 0.2, canary-2 v3 0.4; rollout r1 Paused" in run("watch", "--once")[1]
+    assert "stable 0.4, canary 0.2, canary-2 0.4" in run("history")[1]
+    told = json.loads(run("history", "--json")[1])[-1]
+    assert (told["epoch"], told["stable"], told["shares"]["canary-2"]) == (4, "v1", 0.4)
 
 
 def test_json_has_the_keys_of_the_control_api(act: Actor, run: Run) -> None:
