@@ -56,7 +56,7 @@ class Serving:
         from ct.serving.app import AppArgs, build
 
         place = self._settings
-        named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows")}
+        named = {name: getattr(place, name) for name in ("replicas", "max_body_bytes", "max_rows", "runtime")}
         named |= {name: getattr(place, name) or None for name in ("database_url", "storage", "online_url")}
         named |= {name: str(path) for name in ("tls_cert", "tls_key") if (path := getattr(place, name)) is not None}
         args = AppArgs(endpoint=self._endpoint, root=str(place.root), host=place.host, hosts=place.hosts, **named)
@@ -126,7 +126,7 @@ class Serving:
         """
         from ct.serving import isolated
 
-        arm = replace(arm, app=isolated.app_name(self._endpoint, arm.version))
+        arm = self.apart(arm)
         application = isolated.build(self._settings, arm, replicas=replicas, runtime_env=runtime_env, most_bytes=most_bytes)
         isolated.start(arm.app, application, replicas)
         given = {"replicas": replicas, "runtime_env": dict(runtime_env or {}), "most_bytes": most_bytes}
@@ -134,19 +134,50 @@ class Serving:
         Journal(self._settings.database).append(f"apart/{self._endpoint}", [New("ArmDeployed", {"app": arm.app, **given})])
         return arm
 
+    def apart(self, arm: Arm) -> Arm:
+        """The version as a route names it when it runs apart."""
+        from ct.serving import isolated
+
+        return replace(arm, app=isolated.app_name(self._endpoint, arm.version))
+
+    def scale_arm(self, arm: Arm, replicas: int) -> bool:
+        """Give a version apart `replicas` processes if it has fewer, and wait until they run. Those it has answer meanwhile. Raises Unavailable."""
+        given = self._given(arm)
+        if given is None or given["replicas"] >= replicas:
+            return False
+        self.deploy_arm(arm, **{**given, "replicas": replicas})
+        return True
+
+    def arm_state(self, arm: Arm) -> tuple[int, str]:
+        """How many processes of a version apart run, and what Serve says where that are none."""
+        from ray import serve
+
+        status = serve.status().applications.get(arm.app)
+        if status is None:
+            return 0, f"{arm.app} does not run"
+        parts = list(status.deployments.values())
+        running = sum(n for part in parts for state, n in part.replica_states.items() if state == "RUNNING")
+        said = [line for text in (status.message, *(part.message for part in parts)) for line in text.strip().splitlines()]
+        return running, said[-1][:300] if said and not running else ""
+
+    def _given(self, arm: Arm) -> dict[str, Any] | None:
+        """With what a version apart was last deployed, None where it never was."""
+        told = Journal(self._settings.database).read(f"apart/{self._endpoint}", types=["ArmDeployed"])
+        known = [event.data for event in told if event.data["app"] == arm.app]
+        return {name: value for name, value in known[-1].items() if name != "app"} if known else None
+
     def _require_app(self, arm: Arm) -> None:
         """Run a version apart again as it was last run, if it does not run."""
         from ray import serve
 
         if arm.app in serve.status().applications:
             return
-        told = Journal(self._settings.database).read(f"apart/{self._endpoint}", types=["ArmDeployed"])
-        known = [event.data for event in told if event.data["app"] == arm.app]
-        if not known:
+        given = self._given(arm)
+        if given is None:
             raise Unavailable(
                 f"{arm.app} does not run, and nobody has deployed it here", "a version apart", "deploy_arm it first"
             )
-        self.deploy_arm(arm, **{name: value for name, value in known[-1].items() if name != "app"})
+        self.deploy_arm(arm, **given)
 
     def remove_arm(self, arm: Arm, *, seconds: float = DRAIN_SECONDS) -> bool:
         """End a version apart once no replica's route names it and no request uses it. Returns whether there was one.
