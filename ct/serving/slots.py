@@ -243,8 +243,9 @@ class Slots:
         held = {arm.version: slot for arm in route.arms if (slot := self._found(arm)) is not None}
         shares: list[Share] = []
         for share in route.candidates if route.epoch > self._halted else ():
-            # A candidate's name is its place, so one that misses keeps its place as long as another follows.
-            shares.append(share if share.arm.version in held else replace(share, weight=0, shadow=False))
+            # A candidate's name is its place, so one that misses keeps its place as long as another follows, which keeps its users.
+            away = replace(share, weight=0, shadow=False, gap=share.weight + share.gap)
+            shares.append(share if share.arm.version in held else away)
         while shares and shares[-1].arm.version not in held:
             shares.pop()
         stable = held[route.stable.version]

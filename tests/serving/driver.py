@@ -27,6 +27,11 @@ def carry_out(place: settings.Settings, serving: Serving, do: str, args: dict[st
             return serving.activate(Route.from_json(args["route"]))
         case "deploy_arm":
             return serving.deploy_arm(Arm(args.pop("version"), args.pop("manifest")), **args).app
+        case "scale_arm":
+            replicas = args.pop("replicas")
+            return serving.scale_arm(Arm(**args), replicas)
+        case "arm_state":
+            return serving.arm_state(Arm(**args))
         case "remove_arm":
             return serving.remove_arm(Arm(**args))
         case "state":

@@ -203,6 +203,7 @@ def test_a_failing_canary_is_answered_by_stable_and_then_left_alone(project: Pro
             assert found.status_code == 200
             assert (found.json()["arm"], found.json()["model_version"]) == ("stable", "v1")
         assert replica.state()["circuit_open"]
+        assert replica.state()["circuits"] == {"canary": True}, "by which the control side ends it"
         assert (await made.post("/predict", json=ROW)).json()["arm"] == "stable"
 
     run(project, act)

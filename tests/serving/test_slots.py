@@ -12,8 +12,9 @@ from tiny import Project
 
 from ct.errors import Conflict, Corrupt, NotFound, Unavailable
 from ct.registry import files, routes
-from ct.registry.routes import WHOLE, Arm, Share
+from ct.registry.routes import WHOLE, Arm, Route, Share
 from ct.serving import slots as module
+from ct.serving.router import assign
 from ct.serving.slots import Slots
 
 
@@ -102,6 +103,28 @@ def test_a_candidate_that_is_not_here_gets_nothing_until_it_is(project: Project)
     assert [circuit.failures for circuit in slots.require().circuits.values()] == [0, 1], "what was counted stays"
     assert not slots.require().circuits["canary"].open
     assert slots.missing == ()
+
+
+def test_one_of_several_that_is_dropped_is_let_go_and_the_others_keep_name_and_users(project: Project) -> None:
+    slots = Slots(project.artifacts)
+    one, two, three = project.version("v1"), project.version("v2", 1.0), project.version("v3", 2.0)
+    for arm in (one, two, three):
+        slots.stage(arm.version, arm.manifest)
+    route = routes.first("tiny", one).with_candidates((Share(two, 2000), Share(three, 3000)))
+    units = [f"u{at}" for at in range(300)]
+    slots.activate(route)
+    before = {unit: assign(slots.require().route, unit).arm for unit in units}
+    assert set(before.values()) == {"stable", "canary", "canary-2"}
+    slots.activate(Route.from_json(route.dropping("v2").to_json()))
+    live = slots.require()
+    assert {unit: assign(live.route, unit).arm for unit in units} == {
+        unit: "stable" if arm == "canary" else arm for unit, arm in before.items()
+    }
+    assert (live.slot("canary-2").predictor.version, slots.missing) == ("v3", ())
+    assert set(slots.loaded) == {"v1", "v3"}
+    assert live.circuits["canary"].open, "nobody gets stable under its name"
+    slots.activate(route.dropping("v2").promoted("v3"))
+    assert slots.require().stable.predictor.version == "v3"
 
 
 def test_an_order_stops_candidates_up_to_its_epoch(project: Project) -> None:
