@@ -32,28 +32,28 @@ class Circuits:
             states = self._act.serving.state()
         except CtError:
             return {}
-        here = [state for state in states if state["epoch"] == route.epoch]
+        here, most = [state for state in states if state["epoch"] == route.epoch], len(states) / 2
         found: dict[str, str] = {}
         for at, share in enumerate(route.candidates):
             if share.out:
                 continue
             name, arm = arm_name(at), share.arm
-            if cause := self._open(here, name) or self._refused(here, name, arm, rollout) or self._crashing(arm):
+            if cause := self._open(here, most, name) or self._refused(here, most, name, arm, rollout) or self._crashing(arm):
                 found[arm.version] = cause
         return found
 
-    def _open(self, here: list[dict[str, Any]], name: str) -> str:
+    def _open(self, here: list[dict[str, Any]], most: float, name: str) -> str:
         opened = sum(bool(state.get("circuits", {}).get(name)) for state in here)
-        return f"its circuit is open on {opened} of {len(here)} replicas" if 2 * opened > len(here) else ""
+        return f"its circuit is open on {opened} of {most * 2:.0f} replicas" if opened > most else ""
 
-    def _refused(self, here: list[dict[str, Any]], name: str, arm: Arm, rollout: Rollout) -> str:
+    def _refused(self, here: list[dict[str, Any]], most: float, name: str, arm: Arm, rollout: Rollout) -> str:
         """Loading runs the golden rows, and tells of what it refuses; a replica that starts later may be the first to do so."""
         without = sum(state.get("shown", {}).get(name, arm.version) != arm.version for state in here)
-        if 2 * without <= len(here):
+        if without <= most:
             return ""
         told = self._act.journal.read(f"audit/{self._act.pipeline.name}", types=["ArtifactRefused", "LoadFailed"])
         mine = [event.data["found"] for event in told if event.data["manifest"] == arm.manifest and event.at >= rollout.started]
-        return f"{without} of {len(here)} replicas could not load it: {mine[-1]}" if mine else ""
+        return f"{without} of {most * 2:.0f} replicas could not load it: {mine[-1]}" if mine else ""
 
     def _crashing(self, arm: Arm) -> str:
         if not arm.app:

@@ -27,7 +27,7 @@ def end(act: Actor, outcome: str, cause: str, *, version: str = "", reason: str 
     `version` is the candidate to be promoted, the first by default; `to` an earlier stable version that becomes stable again.
     """
     rollout = state.require(act.journal, act.pipeline.name)
-    if outcome == "promoted":
+    if outcome == "promoted" and act.route().candidates:
         make_room(act, act.route().promoted(version))
     said = {"outcome": outcome, "cause": cause, "reason": reason, "version": version, "to": to}
     state.note(act.journal, act.pipeline.name, rollout.id, "RolloutEnding", said)

@@ -149,10 +149,13 @@ class Serving:
         return True
 
     def arm_state(self, arm: Arm) -> tuple[int, str]:
-        """How many processes of a version apart run, and what Serve says where that are none."""
+        """How many processes of a version apart run, and what Serve says where that are none. Raises Unavailable."""
         from ray import serve
 
-        status = serve.status().applications.get(arm.app)
+        try:
+            status = serve.status().applications.get(arm.app)
+        except Exception as error:  # Serve raises several kinds where it does not run
+            raise Unavailable(f"Serve does not answer: {error}", "a cluster that serves", "run `ct deploy`") from error
         if status is None:
             return 0, f"{arm.app} does not run"
         parts = list(status.deployments.values())

@@ -144,8 +144,8 @@ def _log(act: Actor, requests: list[tuple[str, bool]]) -> None:
     inbox.close()
 
 
-def drive(act: Actor, *, errors: bool = False, turns: int = 12) -> str:
-    """Turn as the loop does, three hours apart, with traffic between. Returns how the rollout ended, empty while it goes on."""
+def drive(act: Actor, *, errors: bool = False, turns: int = 12, harm: Collection[str] = ()) -> str:
+    """Turn as the loop does, three hours apart, with `traffic` between. Returns how the rollout ended, empty while it goes on."""
     assert isinstance(act.clock, TurnableClock)
     for _ in range(turns):
         turning.heed(act)
@@ -155,7 +155,7 @@ def drive(act: Actor, *, errors: bool = False, turns: int = 12) -> str:
             turning.heed(act)
             break
         if act.route().candidates:
-            traffic(act, errors=errors)
+            traffic(act, errors=errors, harm=harm)
         act.judge()
         act.clock.turn(timedelta(hours=3))
     return state.history(act.journal, LINE)[-1].outcome
@@ -171,6 +171,7 @@ def ended(act: Actor) -> dict[str, Any]:
         "apps": act.serving.read().get("apps", {}),  # type: ignore[attr-defined]
         "stable": route.stable.version,
         "shares": route.shares,
+        "gone": [item.gone for item in told],
         "rollouts": [(item.version, item.phase, item.outcome) for item in told],
         "served": json.loads(json.dumps(route.to_json())) == act.serving.read()["route"],  # type: ignore[attr-defined]
     }
@@ -223,6 +224,6 @@ PLANS: Mapping[str, Any] = {
     "shadow, canary": ct.Then(
         ct.Shadow(deadline="1h", at_deadline="hold"), ct.Canary(50, 100, min_requests=5, guards=[ct.error_rate(max=0.2)])
     ),
-    "a/b": ct.AB(30, 30, deadline="1h", at_deadline="abort"),
+    "a/b": ct.AB(30, 30, deadline="1h", at_deadline="abort", guards=[ct.error_rate(max=0.2)]),
     "at once": ct.AllAtOnce(),
 }

@@ -123,7 +123,7 @@ def test_a_circuit_that_is_open_on_most_replicas_ends_it_at_once(tmp_path: Path,
     assert turn(act) == "", "one of three is that replica's own trouble"
     states[2] = states[2] | {"circuits": {"canary": True}}
     states[1] = states[1] | {"epoch": 1, "circuits": {"canary": True}}
-    assert "its circuit is open on 2 of 2 replicas" in turn(act)
+    assert "its circuit is open on 2 of 3 replicas" in turn(act)
     assert (last(act).outcome, last(act).reason, alerts(act, "PAGE")) == (
         "rolled_back", "circuit", ["rollout r1 of v2: rolled back"]
     )  # fmt: skip
@@ -304,6 +304,15 @@ def test_an_end_in_work_cannot_be_steered_and_the_route_says_how_it_was(
             verb()
     act.abort()  # this may still be said, as long as the route is not in force
     assert (last(act).outcome, act.route().stable.version) == ("aborted", "v1")
+
+
+@pytest.mark.parametrize(("wins", "outcome"), [(True, "promoted"), (False, "aborted")])
+def test_a_route_that_another_door_has_changed_ends_the_rollout_as_it_is(tmp_path: Path, wins: bool, outcome: str) -> None:
+    act = begun(tmp_path)
+    route = act.route()
+    act.change(route.promoted() if wins else route.without_canary(), "by another door")
+    assert f"v2 {outcome}: found" in turn(act)
+    assert (last(act).outcome, last(act).closed) == (outcome, True)
 
 
 def test_undo_ends_a_rollout_in_progress_with_one_change_of_the_route(tmp_path: Path) -> None:

@@ -100,6 +100,17 @@ def test_a_rollback_ends_where_it_would_have(tmp_path: Path, plan: str, apart: b
     assert (wanted["paged"], wanted["closed"], wanted["apps"]) == (["rollout r1 of v2: rolled back"], [True], {})
 
 
+def test_harm_in_one_of_two_ends_that_one_wherever_it_is_killed(tmp_path: Path) -> None:
+    def work(act: Actor) -> None:
+        if not state.history(act.journal, rolling.LINE):
+            act.start_rollout("v2", "v3", apart=True)
+        rolling.drive(act, harm=("v2",))
+
+    wanted = sweep(tmp_path, "a/b", work)
+    assert (wanted["gone"], wanted["rollouts"], wanted["apps"]) == ([("v2",)], [("v2", "ended", "aborted")], {})
+    assert wanted["paged"] == ["rollout r1 of v2, v3: v2 rolled back, others go on", "rollout r1 of v3: aborted"]
+
+
 def test_an_abort_by_hand_is_told_as_one(tmp_path: Path) -> None:
     wanted = sweep(tmp_path, "canary", lambda act: by_hand(act, Actor.abort))
     assert wanted["rollouts"] == [("v2", "ended", "aborted")]
