@@ -37,6 +37,7 @@ def by_hand(act: Actor, verb: Callable[[Actor], object]) -> None:
     rolling.turning.heed(act)
     if state.active(act.journal, rolling.LINE) is not None:
         verb(act)
+    rolling.drive(act, turns=1)
 
 
 def sweep(tmp_path: Path, plan: str, work: Callable[[Actor], None]) -> dict[str, object]:
