@@ -5,7 +5,9 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
-from functools import cache
+import copyreg
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -52,14 +54,29 @@ METHODS = ("ServerLive", "ServerReady", "ModelReady", "ServerMetadata", "ModelMe
 
 @cache
 def messages() -> dict[str, Any]:
-    """The message classes by name. They live in a pool of their own, so that a client's generated ones may be loaded beside them."""
+    """The message classes by name. They live in a pool of their own, so that a client's generated ones may be loaded beside them.
+
+    Serve's own gRPC server sends them to replicas as pickles, which would look for the classes in a module.
+    """
     file = descriptor_pb2.FileDescriptorProto(name="ct/inference.proto", package=PACKAGE, syntax="proto3")
     for name, fields in MESSAGES.items():
         _describe(file.message_type.add(name=name), fields.split())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
     found = {name: pool.FindMessageTypeByName(f"{PACKAGE}.{name}") for name in MESSAGES}
-    return {name: message_factory.GetMessageClass(descriptor) for name, descriptor in found.items()}
+    made = {name: message_factory.GetMessageClass(descriptor) for name, descriptor in found.items()}
+    for name, kind in made.items():
+        copyreg.pickle(kind, partial(_reduced, name))
+    return made
+
+
+def parsed(name: str, data: bytes) -> Any:
+    """The message of that name with these bytes."""
+    return messages()[name].FromString(data)
+
+
+def _reduced(name: str, message: Any) -> tuple[Callable[[str, bytes], Any], tuple[str, bytes]]:
+    return parsed, (name, message.SerializeToString())
 
 
 def _describe(message: Any, fields: list[str]) -> None:

@@ -60,8 +60,8 @@ def write(path: Path, *, host: str = "", pem: Path | None = None, most: int = 12
     bind = f"{place}:\\2" if place else "\\1:\\2"
     tls = " " + _TLS.format(pem=str(pem).replace("/", "\\/")) if pem else ""
     more = (
-        f"      -e '/^frontend http_frontend/,/bind/ s/^    bind \\([^ ]*\\):\\([0-9]*\\)$/    bind {bind}{tls}/' \\\n"
-        f"      -e '/^frontend grpc_frontend/,/bind/ s/^    bind \\([^ ]*\\):\\([0-9]*\\) proto h2$/"
+        f"      -e '/^frontend http_frontend/,/^    bind/ s/^    bind \\([^ ]*\\):\\([0-9]*\\)$/    bind {bind}{tls}/' \\\n"
+        f"      -e '/^frontend grpc_frontend/,/^    bind/ s/^    bind \\([^ ]*\\):\\([0-9]*\\) proto h2$/"
         f"    bind {bind} proto h2{tls + ' alpn h2' if tls else ''}/' \\\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
 import numpy as np
 import pytest
+from ray import cloudpickle
 from tiny import ROW, Project
 
 from ct.data import predictions
@@ -229,3 +233,14 @@ def test_where_serve_keeps_to_loopback_a_caller_from_elsewhere_is_refused_whatev
     assert run(project, act) == ["v1", grpc.StatusCode.PERMISSION_DENIED]
     monkeypatch.undo()
     assert run(project, lambda call: call("ServerLive")).live
+
+
+def test_messages_travel_as_pickles_do() -> None:
+    """Serve's own gRPC server, which answers where there is no HAProxy, sends a replica what it has read so."""
+    asked = messages()["ModelInferRequest"](model_name="tiny", id="7", inputs=typed(ROWS))
+    for travelled in (pickle.loads(pickle.dumps(asked)), cloudpickle.loads(cloudpickle.dumps(asked))):
+        assert travelled == asked
+        assert type(travelled) is type(asked)
+    told = "import pickle, sys; print(pickle.loads(sys.stdin.buffer.read()).id)"
+    done = subprocess.run([sys.executable, "-c", told], input=pickle.dumps(asked), capture_output=True, check=True)
+    assert done.stdout == b"7\n"
