@@ -1,7 +1,9 @@
 """Verdicts: what each kind of canary gets, how often an equal one is rolled back under peeking, how soon a bad one."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -257,17 +259,27 @@ def test_no_metric_alarms_on_equal_arms_however_often_one_looks() -> None:
     assert false / 300 <= ALPHA + 2 * np.sqrt(ALPHA * (1 - ALPHA) / 300)
 
 
+DOCUMENTED = (Path(__file__).parents[2] / "docs" / "rollouts.md").read_text()
+
+
 @pytest.mark.parametrize(
-    ("canary", "found", "requests"),
-    [(Arm(error=0.05), 95, 2100), (Arm(slow=0.10), 95, 3000), (Arm(wrong=0.45), 75, 3000)],
-    ids=["errors 0.2 % to 5 %", "slow 1 % to 10 %", "wrong 20 % to 45 %"],
+    ("row", "canary"),
+    [
+        ("errors 5 %", Arm(error=0.05)),
+        ("slow 10 %", Arm(slow=0.10)),
+        ("wrong 45 %", Arm(wrong=0.45)),
+        ("errors 1 %", Arm(error=0.01)),
+    ],
 )
-def test_harm_is_found_soon(canary: Arm, found: int, requests: int) -> None:
+def test_harm_is_found_as_often_and_as_soon_as_the_docs_say(row: str, canary: Arm) -> None:
+    (said,) = re.findall(rf"^\| {row} \| ([\d.]+) % \| ([\d.]+) % \| ([\d,]+) \|$", DOCUMENTED, re.MULTILINE)
+    back, promoted, requests = (float(number.replace(",", "")) for number in said)
     rng = np.random.default_rng(2)
     ends = [rollout(rng, Arm(), canary) for _ in range(100)]
-    assert [end for end, _ in ends].count("roll_back") >= found
-    assert "promote" not in [end for end, _ in ends]
-    assert np.median([n for end, n in ends if end == "roll_back"]) <= requests
+    for word, share in (("roll_back", back), ("promote", promoted)):
+        # As a percentage of 100 rollouts; three standard errors, and one for a share that is nearly all or nothing.
+        assert abs([end for end, _ in ends].count(word) - share) <= 3 * np.sqrt(share * (100 - share) / 100) + 1
+    assert np.median([n for end, n in ends if end == "roll_back"]) == pytest.approx(requests, rel=0.4)
 
 
 def test_the_split_of_users_who_ask_often_is_no_more_uneven_than_they_are() -> None:
