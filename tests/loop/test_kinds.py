@@ -287,6 +287,20 @@ def test_a_rollout_is_judged_by_what_is_wrong_for_its_label(shop: Shop) -> None:
     assert wrong["canary_n"] >= 5
     assert wrong["canary_bad"] < wrong["canary_n"]
     shop.act.abort()
+    if shop.kind != "number":
+        return
+    # The same version again, in an application of its own that is there before its share and gone after it.
+    act = shop.act
+    assert act.start_rollout(second.name, apart=True).shown == "Progressing"
+    arm = act.route().candidates[0].arm
+    assert (arm.app, act.serving.arm_state(arm)) == (f"{name}--{second.name}", (1, ""))
+    told = shop.ask([{**row, "order_id": f"apart-{at}"} for at, row in enumerate(rows[:4])])
+    assert shop.tell(shop.truths(told, rows[:4])) == 4
+    act.pause()
+    assert act.judge() == "", "no circuit is open, no process down"
+    act.abort()
+    assert act.serving.arm_state(arm) == (0, f"{arm.app} does not run")
+    assert state.history(act.journal, name)[-1].closed
 
 
 def test_a_version_for_another_label_gets_no_traffic(shop: Shop, tmp_path: Path) -> None:
