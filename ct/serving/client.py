@@ -18,7 +18,8 @@ from ct.serving import haproxy
 from ct.settings import Settings
 from ct.store.journal import Journal, New
 
-STAGE_SECONDS = 60.0
+STAGE_SECONDS, COMPILE_SECONDS = 60.0, 300.0
+"""How long a version may take to load in a replica, and how much longer where the node compiles it first."""
 ACTIVATE_SECONDS = 5.0
 STATE_SECONDS = 5.0
 DRAIN_SECONDS = 30.0
@@ -104,7 +105,8 @@ class Serving:
         """
         if app:
             self._require_app(Arm(version, manifest, app))
-        self._broadcast("stage", version, manifest, *([app] if app else []), seconds=STAGE_SECONDS)
+        seconds = STAGE_SECONDS + (COMPILE_SECONDS if self._settings.runtime == "aot" else 0.0)
+        self._broadcast("stage", version, manifest, *([app] if app else []), seconds=seconds)
 
     def activate(self, route: Route) -> list[int]:
         """Put a route in force in every replica. Returns their epochs. A replica that does not answer follows by its own polling."""

@@ -91,7 +91,7 @@ class Branching(nn.Module):
 
     def forward(self, numeric: Tensor, category: Tensor) -> Tensor:
         raw: Tensor = self.layer(numeric).squeeze(1)
-        return raw if float(raw.sum()) > 0 else raw * 2
+        return raw if raw.detach().sum().item() > 0 else raw * 2
 
 
 def packed(model: Any) -> dict[str, bytes]:
