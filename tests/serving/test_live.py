@@ -21,12 +21,13 @@ import grpc
 import pytest
 from listening import ask as ask_raw
 from listening import head, status
-from tiny import ROW, Project
+from tiny import ROW, Project, model_files
 
 from ct import settings
 from ct.data import predictions
 from ct.data.tables import Warehouse
-from ct.registry import routes
+from ct.registry import files, held, routes
+from ct.registry.routes import Arm
 from ct.serving import local
 from ct.serving.grpc_messages import SERVICE, messages
 from ct.store.artifacts import Artifacts
@@ -165,6 +166,30 @@ def test_a_damaged_version_is_refused_and_changes_nothing(live: Live) -> None:
         time.sleep(0.2)
     assert load.failed == []
     assert set(load.by_version) == {"v2"}
+
+
+def test_a_version_that_torch_holds_comes_beside_a_graph_that_answers(live: Live) -> None:
+    """The replicas load torch for it, while they answer."""
+    from trained import small, without_graph
+
+    project, route = live.project, routes.current(live.project.journal, "tiny")
+    assert route is not None
+    arm = Arm("v5", files.store(project.artifacts, without_graph(model_files("v5"), small("TabM"))))
+    with Load(live.port) as load:
+        live.do("stage", version="v5", manifest=arm.manifest)
+        states = live.do("state")
+        for changed in (route.with_canary(arm, weight=10_000), None):
+            route = project.put(changed if changed is not None else route.without_canary())
+            assert live.do("activate", route=route.to_json()) == [route.epoch] * REPLICAS
+            time.sleep(0.6)
+    assert [state["runtimes"] for state in states] == [{"v2": "onnx", "v5": "torch"}] * REPLICAS
+    assert load.failed == []
+    assert load.by_version["v5"] > 5
+    until = time.monotonic() + 60
+    while not (known := held.told(project.journal, "tiny")) and time.monotonic() < until:
+        time.sleep(0.2)  # a replica tells with its next poll
+    told = known[arm.manifest]
+    assert (told.runtime, told.instead) == ("torch", "onnx: there is no graph: the module branches on a value")
 
 
 def test_a_replica_follows_the_journal_when_no_broadcast_comes(live: Live) -> None:

@@ -96,6 +96,20 @@ def version_files(
     return found | ({files.ONNX: made} if graph else {})
 
 
+def without_graph(made: dict[str, bytes], model: Any) -> dict[str, bytes]:
+    """The binary version with these files, of another module that has no graph."""
+    encoder, golden = Encoder.from_json(made[files.ENCODER]), json.loads(made[files.GOLDEN])
+    kinds = {name: object if name in encoder.texts else np.float64 for name in golden["features"]}
+    few = {name: np.array(values, dtype=kinds[name]) for name, values in golden["features"].items()}
+    weights = {name: value.numpy() for name, value in construct(model, encoder.shape).state_dict().items()}
+    given = (model, BINARY, PLAIN, weights, encoder.shape, encoder.numeric(few), encoder.category(few))
+    _, scores, _ = export._scored(*given)
+    spec = json.loads(made[files.SPEC]) | {"model": recipe(model), "graph": "the module branches on a value"}
+    changed = {files.WEIGHTS: save(weights), files.SPEC: json.dumps(spec).encode(), files.CODE: code_of(model).to_bytes()}
+    changed[files.GOLDEN] = json.dumps({**golden, "score": scores.tolist()}).encode()
+    return {name: data for name, data in (made | changed).items() if name != files.ONNX}
+
+
 SMALL = {"MLP": {"width": 32}, "RealMLP": {"width": 32}, "TabM": {"members": 4, "width": 16}}
 
 
