@@ -18,11 +18,12 @@ from ct import settings
 from ct.control import report, rollouts, runs, watching
 from ct.control.act import Actor
 from ct.control.calls import post
+from ct.data import predictions
 from ct.errors import Conflict, InvalidRequest
 from ct.pipeline import load
 from ct.registry import versions
 from ct.rollout import state
-from ct.rollout.tally import off
+from ct.rollout.tally import Tally, off
 from ct.serving import local
 from ct.serving.client import Serving
 
@@ -286,6 +287,11 @@ def test_a_rollout_is_judged_by_what_is_wrong_for_its_label(shop: Shop) -> None:
     wrong = next(item for item in rollout.evidence if item["metric"] == "wrong_rate")
     assert wrong["canary_n"] >= 5
     assert wrong["canary_bad"] < wrong["canary_n"]
+    assert rollout.split is not None
+    assert rollout.split["n"] >= 5
+    tally = Tally(rollout.first_epoch, rollout.slow_ms, shop.act.pipeline.label.objective, rollout.limit, segments=("country",))
+    tally.add(predictions.everything(shop.act.settings))
+    assert {value for name, value in tally.by_segment() if name == "country"} == {row["country"] for row in rows[: at + 4]}
     shop.act.abort()
     if shop.kind != "number":
         return
