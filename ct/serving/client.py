@@ -173,9 +173,9 @@ class Serving:
 
     def _require_app(self, arm: Arm) -> None:
         """Run a version apart again as it was last run, if it does not run."""
-        from ray import serve
+        from ct.serving import isolated
 
-        if arm.app in serve.status().applications:
+        if isolated.known(arm.app):
             return
         given = self._given(arm)
         if given is None:
@@ -192,13 +192,15 @@ class Serving:
         """
         from ray import serve
 
+        from ct.serving import isolated
+
         name, until, left = arm.app, time.monotonic() + seconds, ""
-        while name and name in serve.status().applications:
+        while name and isolated.known(name):
             route = routes.current(Journal(self._settings.database), self._endpoint)
             if route is not None and any(named.app == name for named in route.arms):
                 raise Conflict(f"the route names {name}", "a route without it", "roll back or promote another version first")
             if not (left := self._still_asks(arm.version, route.epoch if route is not None else 0)):
-                serve.delete(name)
+                serve.delete(name, _blocking=False)
                 return True
             if time.monotonic() > until:
                 raise Unavailable(f"{name} may still be asked after {seconds:g} s: {left}", "nobody who needs it", "try again")

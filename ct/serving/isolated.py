@@ -254,12 +254,18 @@ def build(
     return deployment.bind(args.model_dump())
 
 
+def known(name: str) -> bool:
+    """Is there an application of that name that is not being ended? Ending one takes half a minute, for Serve lets its processes drain."""
+    status = serve.status().applications.get(name)
+    return status is not None and status.status != "DELETING"
+
+
 def start(name: str, application: serve.Application, replicas: int, seconds: float = START_SECONDS) -> None:
     """Run it under `name`, or change the number of its replicas, and wait until `replicas` of them run.
 
     Raises Unavailable when they do not in time; what ran before under that name goes on, and what did not is removed.
     """
-    before = name in serve.status().applications
+    before = known(name)
     target = serve.RunTarget(application, name=name, route_prefix=None)
     serve.run_many([target], wait_for_applications_running=False)
     until, found = time.monotonic() + seconds, ""

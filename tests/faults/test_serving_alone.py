@@ -9,6 +9,7 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -221,6 +222,17 @@ def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
     with alone.clients(11) as clients:
         time.sleep(1.0)
     assert {(call.version, call.arm, call.failed) for call in clients.calls} == {("apart", "stable", False)}
+    # Its only process dies. Once there is another, as many as two replicas may have in work come at once, before they know how to reach it.
+    os.kill(next(pid for pid in found.processes("replica") if str(pid) in ran.read_text().split()), signal.SIGKILL)
+    met = _burst(found, 40)  # whatever they are told, they are told it in time
+    assert max(took for _, took in met) < 12 * BUSY
+    end = time.monotonic() + 90
+    while _burst(found, 1)[0][0] != 200:
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    met = _burst(found, 200)
+    print(f"apart, stable: 200 at once after its process died, the last after {max(took for _, took in met):.2f} s")
+    assert {status for status, _ in met} == {200}
     with pytest.raises(RuntimeError, match="the route names tiny--apart"):
         found.do("remove_arm", version="apart", manifest=manifest, app=app)
     found.do("stage", version=stable.version, manifest=stable.manifest)
@@ -254,6 +266,19 @@ def test_a_killed_head_is_started_again_with_the_last_known_good(alone: Alone) -
     print(f"F22: answers after {took:.1f} s")
     assert took <= 60 * BUSY
     assert {(call.version, call.epoch) for call in clients.calls if not call.failed} == {("f22", route.epoch)}
+
+
+def _burst(found: Served, count: int) -> list[tuple[int, float]]:
+    """Status and seconds of so many requests, all begun at once."""
+
+    def one(number: int) -> tuple[int, float]:
+        line, begun = Line(found.place.port, ()), time.monotonic()
+        status, _, _ = line.post("/predict", found.row(f"burst-{number}", 1))
+        line.close()
+        return status, time.monotonic() - begun
+
+    with ThreadPoolExecutor(count) as threads:
+        return list(threads.map(one, range(count)))
 
 
 def _imported(found: Served, ran: Path) -> bool:

@@ -28,7 +28,7 @@ class Cluster:
     def status(self) -> Any:
         states = {"RUNNING": self.running, "STARTING": 1, "STOPPING": 1}
         endpoint = SimpleNamespace(deployments={"endpoint": SimpleNamespace(replica_states=states)})
-        apps = {APP: SimpleNamespace(deployments={})} if APP not in self.deleted else {}
+        apps = {APP: SimpleNamespace(status="DELETING" if self.deleted else "RUNNING", deployments={})}
         return SimpleNamespace(applications={**apps, **({"tiny": endpoint} if self.running else {})})
 
     def state(self) -> list[dict[str, Any]]:
@@ -53,7 +53,7 @@ def arm(project: Project) -> Iterator[Arm]:
 
 def removing(project: Project, cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Serving:
     monkeypatch.setattr(serve, "status", cluster.status)
-    monkeypatch.setattr(serve, "delete", cluster.deleted.append)
+    monkeypatch.setattr(serve, "delete", lambda name, _blocking: cluster.deleted.append(name))
     made = Serving(project.settings, "tiny")
     monkeypatch.setattr(made, "state", cluster.state)
     return made
