@@ -1,6 +1,6 @@
-"""A served project under load whose parts are killed or cut off (F19, F21, F29), and a short soak; each history is checked whole.
+"""A served project under load whose parts are killed or cut off (F18, F19, F21, F29), and a short soak; each history is checked whole.
 
-Where PostgreSQL is at hand the project's journal lies behind a wire that can be cut.
+Where PostgreSQL is at hand the project's journal lies behind a wire that can be cut. CT_FAULTS=all kills the controller at every change.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +26,8 @@ from bench.parts.served import ENDPOINT, Served, served
 from bench.parts.soaking import soak
 from ct.data import predictions
 from ct.errors import Conflict
-from ct.registry import routes
+from ct.registry import routes, versions
+from ct.rollout import state
 
 from ..services import postgres_server
 from .wire import Wire, wired
@@ -34,6 +37,9 @@ BUSY = 3.0
 """What is printed is the figure. The bound leaves room for a machine that does other things too."""
 BUDGET = 0.001
 RATE = 60.0
+CONTROLLER = str(Path(__file__).with_name("controlling.py"))
+# Else only once: when the journal has the route that promotes, and no replica has been told of it.
+KILLS = [("", step) for step in range(1, 100)] if os.environ.get("CT_FAULTS") == "all" else [("activate", 3)]
 UNROUTED = "Path '/predict' not found"
 
 
@@ -75,6 +81,55 @@ def hurt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hurt]:
             behind = direct.replace(f":{server.port}/", f":{wire.port}/")
             (folder / "ct.toml").write_text(f'database_url = "{behind}"\n')
         yield Hurt(stack.enter_context(served(REPLICAS, folder, direct)), wire)
+
+
+@pytest.fixture
+def controller(hurt: Hurt) -> Iterator[Callable[..., tuple[int, str]]]:
+    """A controller's life: it rolls a version out, or is killed before its `step`-th durable change. Gives its exit code and what it said."""
+    place = hurt.found.place
+    command = [sys.executable, "-W", "ignore", CONTROLLER, str(place.root), str(place.port), str(hurt.found.replicas)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as script:
+
+        def live(version: str, before: str = "", step: int = 0) -> tuple[int, str]:
+            assert script.stdin is not None
+            assert script.stdout is not None
+            script.stdin.write(json.dumps({"version": version, "before": before, "step": step}) + "\n")
+            script.stdin.flush()
+            told = json.loads(script.stdout.readline())
+            return told["code"], told["said"]
+
+        yield live
+        script.kill()
+
+
+def test_a_killed_controller_is_followed_by_one_that_ends_its_rollout(
+    hurt: Hurt, controller: Callable[..., tuple[int, str]]
+) -> None:
+    """Each time another version is rolled out; whoever comes after the killed one finds the journal and the replicas as they are."""
+    found, ended = hurt.found, []
+
+    def register(name: str, manifest: str) -> None:
+        versions.register(
+            found.journal, ENDPOINT, manifest=manifest, run=name, verdict="pass", metrics={"auc": 0.9}, version=name
+        )
+
+    register("v1", found.route.stable.manifest)
+    with hurt.clients(18) as clients:
+        for number, (before, step) in enumerate(KILLS, start=2):
+            name = f"v{number}"
+            register(name, found.version(name, 0.1 * number).manifest)
+            code, said = controller(name, before, step)
+            ended.append((name, "ended", "promoted"))
+            if code == 0:  # there are no more changes than that
+                break
+            assert code == -signal.SIGKILL, said
+            assert controller(name) == (0, "promoted"), step
+            assert (found.route.stable.version, found.route.candidates) == (name, ())
+            assert {tuple(live["shown"].items()) for live in found.whole()} == {(("stable", name),)}
+    print(f"F18: {len(ended)} rollouts, {len(clients.calls)} calls")
+    assert [(rollout.version, rollout.phase, rollout.outcome) for rollout in state.history(found.journal, ENDPOINT)] == ended
+    assert [call for call in clients.calls if call.failed] == []
+    assert hurt.broken(clients) == []
 
 
 def test_a_killed_replica_costs_no_acknowledged_row_and_stays_in_the_budget(hurt: Hurt) -> None:
@@ -132,7 +187,7 @@ def test_a_partition_from_the_database_stops_no_answer_and_heals(hurt: Hurt) -> 
         cut_off = [call for call in clients.calls if call.epoch > stale.epoch]
         hurt.wire.mend()
         healed = time.monotonic()
-        found.whole(30)
+        found.whole()
         took = time.monotonic() - healed
         time.sleep(0.5)
     assert not cut_off
@@ -153,7 +208,7 @@ def test_a_stopped_control_process_wakes_to_change_nothing(hurt: Hurt) -> None:
     os.kill(control, signal.SIGSTOP)
     try:
         new = found.put(stale.without_canary(), cause="taken over")
-        end = time.monotonic() + 30
+        end = time.monotonic() + 90
         while _epoch(found) != new.epoch:
             assert time.monotonic() < end, "the replicas follow the journal without a control process"
             time.sleep(0.1)

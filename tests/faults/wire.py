@@ -57,6 +57,9 @@ class Wire:
                 self._open.wait()
                 target.sendall(data)
         for end in (source, target):
+            # To close it is not enough while the other thread waits for it: the other side would never hear of it.
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 end.close()
 
