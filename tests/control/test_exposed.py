@@ -68,6 +68,26 @@ def test_phase_and_evidence_of_the_rollout_in_progress(told: Told) -> None:
     assert told.read("ct_rollout_phase", "phase")["holding"] == 1
 
 
+def test_each_phase_has_a_word_of_its_own(told: Told) -> None:
+    def phase() -> str:
+        (found,) = (name for name, value in told.read("ct_rollout_phase", "phase").items() if value)
+        return found
+
+    rollout, seen = told.start(), []
+    ending: dict[str, Any] = {"outcome": "failed", "cause": "no room", "reason": "not_ready", "version": "", "to": ""}
+    for event, data in (
+        ("", {}), ("RolloutWarming", {}), ("RolloutStepped", {"step": 0, "stage": "shadow"}), ("RolloutStepped", {"step": 1, "stage": "bake"}),
+        ("RolloutPaused", {}), ("RolloutEnding", ending), ("RolloutEnded", ending),
+    ):  # fmt: skip
+        if event:
+            told.note(rollout, event, **data)
+        seen.append(phase())
+    assert seen == ["pending", "warming", "shadowing", "baking", "paused", "rolling_back", "failed"]
+    assert set(seen) <= set(exposed.PHASES)
+    assert told.read("ct_rollbacks_total", "reason") == {}, "it had no traffic that could be taken back"
+    assert told.read("ct_rollout_duration_seconds_count", "status") == {"failed": 1}
+
+
 def test_rollbacks_by_what_did_it_and_when(told: Told) -> None:
     for number, (metric, outcome) in enumerate(
         [("error_rate", "rolled_back"), ("error_rate", "rolled_back"), ("", "aborted"), ("", "promoted")]
