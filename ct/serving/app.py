@@ -93,7 +93,9 @@ class EndpointReplica(Inference):
         limits = Limits(inside, self._replica.settings, answered=telemetry.limited)
         telemetry.in_work = lambda: limits.in_work
         if self._replica.settings.direct_port:
-            self._door = Door(limits, self._replica.settings, ready=self._ready, fault=telemetry.fault)
+            self._door = Door(
+                limits, self._replica.settings, ready=self._ready, fault=telemetry.fault, refused=telemetry.limited
+            )
         straight.hold(limits)
         return limits
 

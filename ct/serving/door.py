@@ -11,6 +11,7 @@ import resource
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal
 
 import orjson
@@ -44,12 +45,17 @@ class _Server(uvicorn.Server):
 class Line(HttpToolsProtocol):
     """A connection. Uvicorn waits for ever for a request's head, takes one of any size, and any number of connections: not so here.
 
-    Its timer runs while a head is awaited that did not come whole, so that most requests of a kept connection need none.
+    Its timer runs while a head is awaited that did not come whole, so that most requests of a kept connection need none. `refused` is told each
+    status that is answered here, before there is a request.
     """
 
     _timer: asyncio.TimerHandle | None = None
     _part: Literal["", "head", "body"] = ""
     _read = 0
+
+    def __init__(self, *args: Any, refused: Callable[[int], None] = lambda _: None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._refused = refused
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Arm the timer, or turn the connection away."""
@@ -123,6 +129,7 @@ class Line(HttpToolsProtocol):
             headers |= {"content-type": "application/json", "content-length": str(len(data)), "connection": "close"}
             lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
             self.transport.write(STATUS_LINE[status] + lines.encode() + b"\r\n" + data)
+            self._refused(status)
         self.transport.close()
 
 
@@ -132,10 +139,20 @@ def most_connections() -> int:
 
 
 class Door:
-    """The listener at `settings.direct_port`. It opens when `ready` says so, and again when it broke; `fault` is told why it could not."""
+    """The listener at `settings.direct_port`. It opens when `ready` says so, and again when it broke; `fault` is told why it could not,
+    `refused` what connections were answered before there was a request."""
 
-    def __init__(self, app: App, settings: Settings, *, ready: Callable[[], bool], fault: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        app: App,
+        settings: Settings,
+        *,
+        ready: Callable[[], bool],
+        fault: Callable[[str], None],
+        refused: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self._app, self._settings, self._ready, self._fault = app, settings, ready, fault
+        self._line: Any = partial(Line, refused=refused)
         self._server: _Server | None = None
         self._closed = False
         self._served = asyncio.Event()
@@ -158,7 +175,7 @@ class Door:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
         config = uvicorn.Config(
             self._app,
-            http=Line,
+            http=self._line,
             lifespan="off",
             access_log=False,
             log_config=None,

@@ -33,7 +33,8 @@ def place(project: Project) -> settings.Settings:
 
 def made(replica: Replica, place: settings.Settings, faults: list[str]) -> Door:
     app = Limits(Endpoint(replica), place, answered=replica.telemetry.limited)
-    return Door(app, place, ready=lambda: replica.slots.live is not None, fault=faults.append)
+    ready, refused = (lambda: replica.slots.live is not None), replica.telemetry.limited
+    return Door(app, place, ready=ready, fault=faults.append, refused=refused)
 
 
 async def answer(client: httpx.AsyncClient, trip: str = "t1", tries: int = 100) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def test_a_request_s_head_must_come_in_time(
     while a request whose body takes longer is not."""
     monkeypatch.setattr(door, "HEAD_SECONDS", 1.0)
 
-    async def act(_: Replica) -> tuple[list[tuple[bytes, float]], int]:
+    async def act(replica: Replica) -> tuple[list[tuple[bytes, float]], int]:
         cases = [
             drip(place, b"x-more: 1\r\n", first=b"POST /predict HTTP/1.1\r\nhost: localhost\r\n"),
             drip(place, b"", every=5),
@@ -207,7 +208,9 @@ def test_a_request_s_head_must_come_in_time(
             drip(place, b"x", first=WHOLE + b"GET /v2/"),
             drip(place, b"x", first=head("/nowhere", "content-length: 1000000")),
         ]
-        return await asyncio.gather(*cases), await patient()
+        found = await asyncio.gather(*cases)
+        assert replica.telemetry.codes[408] == replica.telemetry.rejections["slow_sender"] == 2
+        return found, await patient()
 
     async def patient() -> int:
         reader, writer = await asyncio.open_connection("127.0.0.1", place.direct_port)
@@ -239,11 +242,12 @@ def test_a_head_has_a_size_and_a_replica_so_many_connections(
     monkeypatch.setattr(door, "HEAD_BYTES", 4096)
     monkeypatch.setattr(door, "MOST_CONNECTIONS", 3)
 
-    async def act(_: Replica) -> tuple[bytes, bytes, int]:
+    async def act(replica: Replica) -> tuple[bytes, bytes, int]:
         long, _took = await drip(place, b"x-more: " + b"y" * 500 + b"\r\n", first=b"GET / HTTP/1.1\r\n", every=0.01)
         held = [await asyncio.open_connection("127.0.0.1", place.direct_port) for _ in range(3)]
         await asyncio.sleep(0.1)
         refused, _took = await drip(place, b"", every=5)
+        assert (replica.telemetry.codes[431], replica.telemetry.rejections["busy"]) == (1, 1)
         for _, writer in held:
             writer.close()
         await asyncio.sleep(0.1)
