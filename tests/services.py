@@ -185,14 +185,32 @@ def s3(s3_shared: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
 @contextmanager
 def redis_server() -> Iterator[str]:
     """The URL of a fresh Redis server that keeps nothing on disk, gone in the end. Skips the test where Redis is not installed."""
+    with tempfile.TemporaryDirectory(
+        prefix="ct-redis-", dir="/tmp", ignore_cleanup_errors=True
+    ) as folder:  # a socket's path must be short
+        url = f"unix://{folder}/socket"
+        with _redis(url, "--port", "0", "--unixsocket", f"{folder}/socket", "--dir", folder):
+            yield url
+
+
+@contextmanager
+def redis_with_password() -> Iterator[tuple[str, str]]:
+    """The address of a Redis server on a port of this machine and the password that it asks for; else as `redis_server`."""
+    with tempfile.TemporaryDirectory(prefix="ct-redis-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        address, password = f"127.0.0.1:{free_port()}", uuid4().hex
+        config = Path(folder) / "redis.conf"  # a password in the command would be told to whoever lists processes
+        config.write_text(f"bind 127.0.0.1\nport {address.rpartition(':')[2]}\nrequirepass {password}\n")
+        with _redis(f"redis://:{password}@{address}", str(config), "--dir", folder):
+            yield address, password
+
+
+@contextmanager
+def _redis(url: str, *words: str) -> Iterator[None]:
     redis = pytest.importorskip("redis")
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not on this machine: apt-get install redis-server")
-    folder = tempfile.mkdtemp(prefix="ct-redis-", dir="/tmp")  # a socket's path must be short
-    url = f"unix://{folder}/socket"
-    command = [program, "--port", "0", "--unixsocket", f"{folder}/socket", "--save", "", "--dir", folder]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    server = subprocess.Popen([program, *words, "--save", ""], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         begun = time.monotonic()
         while True:
@@ -203,11 +221,10 @@ def redis_server() -> Iterator[str]:
                 assert server.poll() is None, "redis-server ended"
                 assert time.monotonic() - begun < WAIT_SECONDS, "redis-server does not answer"
                 time.sleep(0.02)
-        yield url
+        yield
     finally:
         server.terminate()
         server.wait(30)
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
