@@ -7,6 +7,7 @@ import logging
 import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
@@ -32,16 +33,15 @@ if TYPE_CHECKING:
 MOST_BYTES = 64 * 1024
 MOST_IN_WORK = 32
 """So many requests that change something are in work or wait for their turn; more are answered 503."""
+Join = Callable[["Actor"], AbstractContextManager[None]]
 STILL = ("pause", "set_flag")
 """Verbs that need the journal alone."""
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def build(
-    act: Actor, *, closed: bool = False, hosts: Sequence[str] = (), join: Callable[[Actor], None] = lambda _: None
-) -> Starlette:
+def build(act: Actor, *, closed: bool = False, hosts: Sequence[str] = (), join: Join = lambda _: nullcontext()) -> Starlette:
     """The application for one project. `closed` asks for tokens even while none was made; `hosts` are the Host headers answered, all when empty.
-    `join` is called before each verb that moves traffic, to be connected where the endpoint runs.
+    Verbs that may move traffic run within `join`, which connects the actor to the cluster that runs the endpoint.
 
     Without hosts a web page whose name was made to point at loopback could steer rollouts while no token was made.
     """
@@ -56,7 +56,7 @@ def build(
 class Api:
     """What the doors share: the actor, and one lock for whatever changes something in this process."""
 
-    def __init__(self, act: Actor, closed: bool, join: Callable[[Actor], None]) -> None:
+    def __init__(self, act: Actor, closed: bool, join: Join) -> None:
         self._act, self._closed, self._join = act, closed, join
         self._lock = threading.Lock()
         self._in_work = 0
@@ -135,7 +135,9 @@ class Api:
 
     def _once(self, once: Once, found: Mapping[str, str], said: verbs.Body) -> verbs.Said:
         """The answer that the key has; else what the verb does, or has left to do where a process died over it."""
-        with once.turn() as known, self._lock:
+        act, verb = self._act, once.verb
+        reached = nullcontext() if verb in STILL else self._join(act)
+        with once.turn() as known, self._lock, reached:
             if known is not None and known.status:
                 return known.status, known.said
             try:
@@ -149,8 +151,6 @@ class Api:
 
     def _done(self, once: Once, known: Decided | None, found: Mapping[str, str], said: verbs.Body) -> verbs.Said:
         act, verb = self._act, once.verb
-        if verb not in STILL:
-            self._join(act)
         if known is not None:
             return verbs.resumed(act, verb, known.rollout)
         once.match()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import suppress
 from typing import Annotated
 
@@ -28,6 +29,8 @@ def api(
         certificate = binds.tls(act.settings)
         listener = listening.bound(host, port)
         output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
-        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host), join=joining.join)
+        cluster = joining.Cluster(act)
+        threading.Thread(target=cluster.keep_watch, daemon=True, name="cluster").start()
+        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host), join=cluster.joined)
         with suppress(KeyboardInterrupt):
             listening.server(made, **certificate).run(sockets=[listener])

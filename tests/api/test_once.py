@@ -135,7 +135,7 @@ def test_without_a_cluster_a_rollback_is_journaled_and_the_same_key_ends_it(
     act = rolling.actor(tmp_path / "p", rolling.PLANS["canary"])
     act.start_rollout("v2")
     replicas = act.serving
-    found = ask(act, "/rollouts/r1:abort", {}, "k1", join=joining.join)
+    found = ask(act, "/rollouts/r1:abort", {}, "k1", join=joining.Cluster(act).joined)
     assert (found.status_code, found.headers["retry-after"], act.route().candidates) == (503, "1", ())
     assert "no Ray cluster runs" in found.json()["found"]
     assert state.require(act.journal, rolling.LINE).decided == "aborted"
