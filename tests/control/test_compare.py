@@ -34,6 +34,7 @@ class Version:
 
     features: tuple[Feature, ...]
     threshold: float = 0.5
+    instead: str = ""
     given: dict[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
