@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import subprocess
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from certificates import certificate
 from listening import ask, head, listening, status
 
 from ct.serving import haproxy, local
@@ -56,6 +58,28 @@ def test_serves_template_still_has_the_line_that_is_built_on() -> None:
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
 
     assert HAPROXY_CONFIG_TEMPLATE.count(ANCHOR) == 1
+
+
+def test_both_fronts_of_serves_template_get_the_host_and_the_certificate(tmp_path: Path) -> None:
+    """The template's own lines, comments too: one of them says "bind" before the line that binds gRPC."""
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+
+    certificate(tmp_path)
+    pem, config = tmp_path / "tls.pem", tmp_path / "haproxy.cfg"
+    pem.write_text((tmp_path / "cert.pem").read_text() + (tmp_path / "key.pem").read_text())
+    fronts = []
+    for kind, port in (("http", "8000"), ("grpc", "9000")):
+        lines = HAPROXY_CONFIG_TEMPLATE.partition(f"frontend {kind}_frontend")[2].splitlines()
+        end = next(at for at, line in enumerate(lines) if line.startswith("    bind "))
+        told = [re.sub(r"bind \{\{.*?\}\}:\{\{.*?\}\}", f"bind 127.0.0.1:{port}", line) for line in lines[1 : end + 1]]
+        fronts += [f"frontend {kind}_frontend", *(line for line in told if not line.startswith("{%")), "    mode http"]
+    config.write_text("\n".join(["defaults", "    timeout client 5s", "", *fronts, ""]))
+    program = haproxy.write(tmp_path / "program", host="0.0.0.0", pem=pem)
+    checked = subprocess.run([program, "-c", "-f", config], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stderr
+    binds = [line.strip() for line in config.read_text().splitlines() if line.startswith("    bind ")]
+    tls = f"ssl crt {pem} ssl-min-ver TLSv1.2"
+    assert binds == [f"bind *:8000 {tls}", f"bind *:9000 proto h2 {tls} alpn h2"]
 
 
 def test_an_overload_is_refused_before_it_reaches_a_replica(before: int) -> None:
