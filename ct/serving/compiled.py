@@ -104,7 +104,8 @@ def _compile(made: Mapping[str, bytes], package: Path) -> None:
         for file in files.REQUIRED:
             (work / file).write_bytes(made[file])
         if said := _run(work, package.name):
-            fault.write_text(f"it cannot be compiled: {said}")
+            if "InvalidCxxCompiler" not in said:  # that is the machine's fault, and found out quickly
+                fault.write_text(f"it cannot be compiled: {said}")
             raise Unavailable(f"it cannot be compiled: {said}", "a module that AOTInductor can compile", "see the message")
         package.with_suffix(".sha256").write_text(sha256_file(work / package.name))
         os.replace(work / package.name, package)
