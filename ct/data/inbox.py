@@ -99,6 +99,11 @@ class Inbox:
         self._thread.join(10)
 
     @property
+    def closed(self) -> bool:
+        """Has the writer ended?"""
+        return self._closed
+
+    @property
     def _open(self) -> bool:
         return self._handle >= 0 and self._size + self._pending < self._limit and not self._torn
 

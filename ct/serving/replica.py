@@ -275,9 +275,11 @@ class Replica:
             async with asyncio.timeout(CHECK_SECONDS):
                 await asyncio.wrap_future(self._inbox.submit([]))
         except TimeoutError:
-            raise Unavailable("the prediction log's writer does not answer", "a writer that runs", "see the disk") from None
+            raise _silent() from None
         except CtError:
-            pass  # a full disk is told to who asks; another replica would write to the same
+            if self._inbox.closed:
+                raise _silent() from None
+            # a full disk is told to who asks; another replica would write to the same
 
     async def close(self) -> None:
         """Put what is logged on disk. Nothing may be asked any more."""
@@ -372,6 +374,10 @@ class Replica:
 
 def _shown(live: Live) -> dict[str, str]:
     return {name: slot.predictor.version for name, slot in live.candidates.items()}
+
+
+def _silent() -> Unavailable:
+    return Unavailable("the prediction log's writer does not answer", "a writer that runs", "see the disk")
 
 
 def _now() -> int:

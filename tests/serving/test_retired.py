@@ -11,7 +11,10 @@ from ct.serving.telemetry import RETIRED, Telemetry
 
 def told(telemetry: Telemetry, *loaded: str) -> set[str]:
     slots: Any = SimpleNamespace(
-        loaded={name: SimpleNamespace(in_flight=0, size=1) for name in loaded}, live=None, epoch=1, missing=()
+        loaded={name: SimpleNamespace(in_flight=0, size=1, predictor=SimpleNamespace(runtime="onnx")) for name in loaded},
+        live=None,
+        epoch=1,
+        missing=(),
     )
     telemetry._route = lambda *_: []  # type: ignore[method-assign]
     samples = telemetry.samples(cast(Slots, slots))
