@@ -29,7 +29,7 @@ def test_the_last_retired_versions_are_told_and_no_more() -> None:
     telemetry.predicted("canary", "v0", 1, 0.01)
     (count,) = [
         value
-        for name, labels, value in telemetry.samples(cast(Slots, SimpleNamespace(loaded={"v0": SimpleNamespace(in_flight=0, size=1)}, live=None, epoch=1, missing=())))
+        for name, labels, value in telemetry.samples(cast(Slots, SimpleNamespace(loaded={"v0": SimpleNamespace(in_flight=0, size=1, predictor=SimpleNamespace(runtime="onnx"))}, live=None, epoch=1, missing=())))
         if name == "ct_predictions_total" and labels["version"] == "v0"
     ]  # fmt: skip
     assert count == 2, "its counts go on"
