@@ -34,8 +34,9 @@ KINDS = {
     "controller": "ray::ServeController",
     "proxy": "haproxy",
     "proxy_manager": "ray::HAProxyManager",
+    "dashboard": "/ray/dashboard/dashboard.py",
 }
-"""What can be hurt, and how its process's command begins."""
+"""What can be hurt, and how its process's command begins; the proxy's program, the dashboard's script."""
 
 
 class Served:
@@ -140,7 +141,7 @@ class Served:
         if kind == "control":
             return [self._control.pid] if self._control is not None and self._control.poll() is None else []
         head = json.loads((self.place.home / "ray.json").read_text())
-        listed = subprocess.run(["ps", "-A", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(["ps", "-A", "-ww", "-o", "pid=,args="], capture_output=True, text=True, check=True).stdout
         found = []
         for pid, args in (line.split(None, 1) for line in listed.splitlines()):
             with suppress(ProcessLookupError):
@@ -193,6 +194,8 @@ class Served:
 def _is(kind: str, args: str) -> bool:
     if kind == "proxy":
         return Path(args.split()[0]).name == KINDS[kind]
+    if kind == "dashboard":
+        return KINDS[kind] in args
     return args.startswith(KINDS[kind])
 
 

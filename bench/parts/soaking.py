@@ -99,7 +99,7 @@ class Plan:
         return predictions.commit(self.found.place, Warehouse(self.found.place)) > 0
 
     def _kill_replica(self) -> bool:
-        """Never the last one that answers: all must be there."""
+        """Never the last one that answers: all must be there. Nor the oldest, whose memory is measured over its whole life."""
         if len(self.found.processes("replica")) < self.found.replicas:
             return False
         try:
@@ -107,7 +107,7 @@ class Plan:
                 return False
         except RuntimeError:
             return False
-        return self.found.kill("replica", self.chance.randrange(self.found.replicas)) > 0
+        return self.found.kill("replica", self.chance.randrange(1, self.found.replicas)) > 0
 
     def _kill_controller(self) -> bool:
         return self.found.kill("controller") > 0

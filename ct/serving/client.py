@@ -14,7 +14,7 @@ from ct.errors import Conflict, Unavailable
 from ct.governance import binds
 from ct.registry import routes
 from ct.registry.routes import Arm, Route
-from ct.serving import haproxy
+from ct.serving import haproxy, local
 from ct.settings import Settings
 from ct.store.journal import Journal, New
 
@@ -229,6 +229,11 @@ class Serving:
     def _broadcast(self, method: str, *args: Any, seconds: float) -> list[Any]:
         from ray import serve
 
+        if not self._cluster and local.died(
+            self._settings
+        ):  # Ray would wait for half a minute, and after a whole one end this process
+            self._handle = None
+            raise Unavailable("Ray's head has died", "a running head", "run `ct deploy`; `ct watch` does")
         try:
             if self._handle is None:
                 handle = serve.get_app_handle(self._endpoint)

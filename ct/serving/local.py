@@ -35,6 +35,15 @@ from ct.store.signing import without_key
 OBJECT_STORE_BYTES = 400_000_000
 PORTS = range(20_000, 30_000)
 _START_SECONDS = 60.0
+# `ray start --block` ends the whole head once a process that it has started is killed, also one that answers nobody: these may die.
+_HEAD = """
+from ray._private.node import Node
+from ray.scripts.scripts import main
+
+dead, spare = Node.dead_processes, ("dashboard", "log_monitor", "monitor", "ray_client_server")
+Node.dead_processes = lambda node: [found for found in dead(node) if found[0] not in spare]
+main()
+"""
 _STOP_SECONDS = 1.0
 
 
@@ -132,6 +141,18 @@ def stop(settings: Settings) -> bool:
     return head is not None
 
 
+def died(settings: Settings) -> bool:
+    """Has the head that was started here ended otherwise than by `stop`? Told in microseconds; what Ray is asked then takes half a minute."""
+    try:
+        pid = int(json.loads(_note(settings).read_text(encoding="utf-8"))["pid"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return Path("/proc/self").exists() or _running(settings) is None
+
+
 def free_port() -> int:
     """A TCP port that nobody uses now, on no address of this machine; seconds may pass before it is used.
 
@@ -178,7 +199,7 @@ def _launch(settings: Settings, dashboard: bool, cpus: int | None) -> Head:
     gcs, board = free_port(), free_port()
     _write_token(settings)
     command = [
-        *(sys.executable, "-c", "from ray.scripts.scripts import main; main()", "start", "--head", "--block"),
+        *(sys.executable, "-c", _HEAD, "start", "--head", "--block"),
         *(f"--port={gcs}", f"--dashboard-port={board}", f"--dashboard-agent-listen-port={free_port()}"),
         *("--dashboard-host=127.0.0.1", f"--include-dashboard={dashboard}", "--include-log-monitor=false"),
         *(

@@ -1,4 +1,4 @@
-"""A served project loses what it leans on: a candidate that cannot be loaded (F17), a stuck replica (F20), database and store (F23), the head (F22)."""
+"""A served project loses what it leans on: a candidate that cannot be loaded (F17), a stuck replica (F20), database, store and dashboard (F23), the head (F22)."""
 
 from __future__ import annotations
 
@@ -7,22 +7,37 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from bench.parts.asking import Clients, Line
 from bench.parts.served import ENDPOINT, Served, served
+from ct import settings
 from ct.registry import files, pinned
 from ct.registry.routes import WHOLE, Arm
 from ct.serving import local
 
+from ..api.served import commands
 from ..services import Postgres, postgres_server
 
+LINE = """
+import ct
+
+trips = ct.Table("trips", key="trip", time="leaves")
+pipeline = ct.Pipeline(
+    name="tiny", table=trips, label=ct.Label("late", above=15, known_at="arrives"), features=[ct.numeric("distance")],
+    model=ct.Torch("MLP"), gate=ct.Gate(beats=ct.auc(by=0.0), floors=[ct.auc(0.5)]), rollout=ct.Canary(100),
+)
+"""
+CONTROLLER = str(Path(__file__).with_name("controlling.py"))
 REPLICAS = 2
 BUSY = 3.0
 """What is printed is the figure. The bound leaves room for a machine that does other things too."""
@@ -74,6 +89,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Alone]:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(postgres_server())
         (folder / "ct.toml").write_text(f'database_url = "{server.new()}"\n')
+        local.start(settings.load(folder, environ={}), dashboard=True)  # so that it can die
         yield Alone(stack.enter_context(served(REPLICAS, folder)), server)
 
 
@@ -87,10 +103,10 @@ def test_a_candidate_that_cannot_be_loaded_costs_stable_nothing(alone: Alone) ->
             found.do("stage", version="f17", manifest=arm.manifest)
         # Someone puts it into the route all the same: the replicas hear of it and go on with stable.
         found.switch(found.route.with_canary(arm, weight=WHOLE), cause="f17")
-        found.whole(20)
+        found.whole()
         time.sleep(1.0)
         found.switch(found.route.without_canary(), cause="f17 is out again")
-        found.whole(20)
+        found.whole()
     assert [call for call in clients.calls if call.failed] == []
     assert {call.version for call in clients.calls} == {"v1"}
     told = [event.data["version"] for event in found.journal.read(f"audit/{ENDPOINT}", types=["ArtifactRefused"])]
@@ -100,7 +116,7 @@ def test_a_candidate_that_cannot_be_loaded_costs_stable_nothing(alone: Alone) ->
 
 def test_a_stuck_replica_gets_no_request_after_fifteen_seconds(alone: Alone) -> None:
     found = alone.found
-    found.whole(30)
+    found.whole()
     stuck = found.processes("replica")[0]
     with alone.clients(20, rate=20.0) as clients:
         time.sleep(0.5)
@@ -110,7 +126,7 @@ def test_a_stuck_replica_gets_no_request_after_fifteen_seconds(alone: Alone) -> 
             # A broadcast has a deadline for each replica: the other one is told, and answers for itself.
             told = found.do("activate", route=found.route.to_json())
             assert told == [found.route.epoch] * (REPLICAS - 1)
-            found.whole(40)  # as many as there were answer, so another is in its place
+            found.whole()  # as many as there were answer, so another is in its place
             back = time.monotonic() - begun
             time.sleep(max(0.0, 16 - back))
         finally:
@@ -129,8 +145,8 @@ def test_a_rollback_with_database_and_store_dead_comes_from_the_nodes_disk(alone
     arm = found.version("f23", 2.0)
     found.do("stage", version="f23", manifest=arm.manifest)
     route = found.switch(found.route.with_canary(arm, weight=WHOLE), cause="f23")
-    found.whole(30)
-    end = time.monotonic() + 10
+    found.whole()
+    end = time.monotonic() + 60
     while (kept := pinned.pinned(found.place, ENDPOINT)) is None or kept.epoch != route.epoch:
         assert time.monotonic() < end
         time.sleep(0.1)
@@ -138,9 +154,10 @@ def test_a_rollback_with_database_and_store_dead_comes_from_the_nodes_disk(alone
     away = store.with_name("away")
     alone.server.stop("immediate")
     shutil.move(store, away)
+    assert found.kill("dashboard"), "Ray's dashboard, which no request needs"
     try:
         killed = found.kill("replica")
-        end = time.monotonic() + 60
+        end = time.monotonic() + 90
         while len(set(found.processes("replica")) - {killed}) < REPLICAS:
             assert time.monotonic() < end
             time.sleep(0.2)
@@ -149,7 +166,7 @@ def test_a_rollback_with_database_and_store_dead_comes_from_the_nodes_disk(alone
             begun = time.monotonic()
             pinned.abort_offline(found.place, ENDPOINT, by="operator", cause="it lies")
             time.sleep(1.5)
-        states = _states(found, 20)
+        states = _states(found, 90)
         last = max(call.ended for call in clients.calls if call.version == "f23")
         print(f"F23: {last - begun:.2f} s from the order to the canary's last answer")
         assert last - begun <= 1.0 * BUSY
@@ -164,10 +181,10 @@ def test_a_rollback_with_database_and_store_dead_comes_from_the_nodes_disk(alone
     assert order is not None
     assert order.epoch == found.route.epoch
     found.switch(found.route.without_canary(), cause=f"aborted offline by {order.by} at {order.at}: {order.cause}")
-    found.whole(30)
+    found.whole()
     found.do("stage", version="f23", manifest=arm.manifest)
     found.switch(found.route.with_canary(arm, weight=WHOLE), cause="a new rollout")
-    found.whole(30)
+    found.whole()
     with alone.clients(24) as clients:
         time.sleep(0.5)
     assert {call.version for call in clients.calls} == {"f23"}
@@ -190,7 +207,7 @@ def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
 
     def whole() -> None:
         found.switch(found.route.with_canary(arm, weight=WHOLE), cause="apart")
-        found.whole(30)
+        found.whole()
 
     whole()
     with alone.clients(9, rate=10.0) as clients:
@@ -209,7 +226,7 @@ def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
     assert ran.exists(), "its code runs"
     assert not _imported(found, ran), "and in no replica of the endpoint"
     # It has come back, a new epoch trusts it again; then it becomes stable, and is taken away once nothing names it.
-    end = time.monotonic() + 40
+    end = time.monotonic() + 90
     while True:
         whole()
         with alone.clients(10, rate=20.0) as clients:
@@ -218,7 +235,7 @@ def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
             break
         assert time.monotonic() < end
     found.switch(found.route.promoted(), cause="apart is good")
-    found.whole(30)
+    found.whole()
     with alone.clients(11) as clients:
         time.sleep(1.0)
     assert {(call.version, call.arm, call.failed) for call in clients.calls} == {("apart", "stable", False)}
@@ -233,6 +250,12 @@ def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
     met = _burst(found, 200)
     print(f"apart, stable: 200 at once after its process died, the last after {max(took for _, took in met):.2f} s")
     assert {status for status, _ in met} == {200}
+    where = {"version": "apart", "manifest": manifest, "app": app}
+    with alone.clients(13, rate=40.0) as clients:
+        assert found.do("scale_arm", **where, replicas=2)
+        assert not found.do("scale_arm", **where, replicas=1), "nothing is taken from it"
+    assert [call for call in clients.calls if call.faults or call.failed] == []
+    assert found.do("arm_state", **where) == [2, ""]
     with pytest.raises(RuntimeError, match="the route names tiny--apart"):
         found.do("remove_arm", version="apart", manifest=manifest, app=app)
     found.do("stage", version=stable.version, manifest=stable.manifest)
@@ -247,25 +270,53 @@ def test_a_version_apart_may_swell_hang_and_crash(alone: Alone) -> None:
 
 
 def test_a_killed_head_is_started_again_with_the_last_known_good(alone: Alone) -> None:
-    """The control process lives on and connects to the new head; what the old one left is ended first, for it holds the port."""
+    """The loop lives on, sees at its next turn that nobody answers, and starts another; what the old one left is ended first: it holds the port.
+
+    `ct api` lives on too: what needs the endpoint is answered 503, and done with the same key once there is a head again.
+    """
     found = alone.found
-    arm = found.version("f22", 1.0)
+    before, arm = found.route.stable.version, found.version("f22", 1.0)
     found.do("stage", version="f22", manifest=arm.manifest)
-    route = found.switch(replace(found.route.without_canary(), stable=arm), cause="f22 is good")
-    found.whole(30)
-    os.kill(json.loads((found.place.home / "ray.json").read_text())["pid"], signal.SIGKILL)
-    begun = time.monotonic()
-    while local._running(found.place) is not None:
-        time.sleep(0.05)
-    for step in ("start", "connect", "deploy"):
-        found.do(step)
-        print(f"F22: {step} after {time.monotonic() - begun:.1f} s")
-    with alone.clients(22) as clients:
-        time.sleep(1.0)
+    found.switch(replace(found.route.without_canary(), stable=arm), cause="f22 is good")
+    found.whole()
+    place = found.place
+    (place.root / "pipeline.py").write_text(LINE)
+    command = [sys.executable, CONTROLLER, str(place.root), str(place.port), str(REPLICAS), "watch"]
+    with commands(place.root) as [(address, _)], subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as loop:  # fmt: skip
+
+        def undo(to: str) -> int:
+            asked = {"json": {"to": to}, "headers": {"idempotency-key": f"back to {to}".replace(" ", "-")}}
+            return httpx.post(f"{address}/v1/endpoints/tiny:undo", trust_env=False, timeout=120, **asked).status_code  # type: ignore[arg-type]
+
+        now = time.monotonic()
+        assert undo(before) == 200
+        print(f"F22: undo after {time.monotonic() - now:.1f} s")
+        found.whole()
+        print(f"F22: whole after {time.monotonic() - now:.1f} s")
+        assert loop.stdin is not None
+        assert loop.stdout is not None
+        assert loop.stdout.readline() == "watching\n"
+        os.kill(json.loads((place.home / "ray.json").read_text())["pid"], signal.SIGKILL)
+        begun = time.monotonic()
+        while local._running(place) is not None:
+            time.sleep(0.05)
+        now = time.monotonic()
+        assert undo("f22") == 503
+        print(f"F22: the control API refuses after {time.monotonic() - now:.1f} s")
+        assert time.monotonic() - now < 20, "what Ray is asked without its head takes over half a minute"
+        said, _ = loop.communicate("\n", 240)
+        assert "the endpoint was down and is up again" in said
+        print(f"F22: up again after {time.monotonic() - begun:.1f} s")
+        with alone.clients(22) as clients:
+            time.sleep(1.0)
+        assert undo("f22") == 200
+        assert found.route.stable == arm
     took = min(call.ended for call in clients.calls if not call.failed) - begun
     print(f"F22: answers after {took:.1f} s")
     assert took <= 60 * BUSY
-    assert {(call.version, call.epoch) for call in clients.calls if not call.failed} == {("f22", route.epoch)}
+    assert {(call.version, call.epoch) for call in clients.calls if not call.failed} == {(before, found.route.epoch - 1)}
 
 
 def _burst(found: Served, count: int) -> list[tuple[int, float]]:
