@@ -31,7 +31,10 @@ def end(act: Actor, outcome: str, cause: str, *, version: str = "", reason: str 
         make_room(act, act.route().promoted(version))
     said = {"outcome": outcome, "cause": cause, "reason": reason, "version": version, "to": to}
     state.note(act.journal, act.pipeline.name, rollout.id, "RolloutEnding", said)
-    return finish(act, state.require(act.journal, act.pipeline.name))
+    now = next(item for item in state.history(act.journal, act.pipeline.name) if item.id == rollout.id)
+    if not now.active:  # `ct watch` was quicker
+        return f"{', '.join(now.left)} {now.outcome.replace('_', ' ')}: {now.cause}"
+    return finish(act, now)
 
 
 def finish(act: Actor, rollout: Rollout) -> str:

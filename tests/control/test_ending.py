@@ -81,15 +81,8 @@ def test_a_pause_stops_the_deadline_and_the_steps(tmp_path: Path) -> None:
 def test_a_split_that_breaks_in_a_pause_is_told_and_held_for_after_it(tmp_path: Path) -> None:
     act = begun(tmp_path)
     act.pause()
-    route = act.route()
-    act.serving.activate(route)
-    lopsided = route.with_candidates(
-        (route.candidates[0],)
-    )  # the log says 25 %, as the route does, and most rows are the canary's
-    assert lopsided.weight == 2500
     rolling.traffic(act, rows=400)
-    for _ in range(8):
-        rolling.only(act, "canary", rows=200)
+    rolling.only(act, "canary", rows=1600)
     assert (turn(act), last(act).phase, last(act).cause) == ("", "paused", "paused by hand")
     assert any("the split is broken, while it is paused" in title for title in alerts(act, "WARN"))
     act.resume()
@@ -278,6 +271,22 @@ def test_a_rollback_that_another_process_finishes_pages_and_takes_the_applicatio
     assert alerts(other, "PAGE") == ["rollout r1 of v2: rolled back"]
     assert (len(told), replicas(other).read()["apps"]) == (1, {})
     assert exposed.reason(last(other)).startswith("error_rate")
+
+
+def test_an_end_that_another_process_was_quicker_with_is_told_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Mapping[str, Any]] = []
+    act = begun(tmp_path, hooks=[ct.Hook("rollback", told.append)])
+    note = state.note
+
+    def then_the_loop_looks(*args: Any, **more: Any) -> None:
+        note(*args, **more)
+        if args[3] == "RolloutEnding":
+            monkeypatch.setattr(state, "note", note)
+            assert "v2 aborted" in act.judge()
+
+    monkeypatch.setattr(state, "note", then_the_loop_looks)
+    assert act.abort() == "v2 aborted: aborted by hand"
+    assert ((last(act).outcome, last(act).closed), len(told)) == (("aborted", True), 1)
 
 
 def test_an_abort_at_the_deadline_is_not_by_hand(tmp_path: Path) -> None:
