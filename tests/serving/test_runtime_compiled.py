@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tiny import Project, model_files
-from trained import CLASSES, columns, small, version_files
+from trained import CLASSES, columns, golden, small, version_files
 
 from ct.errors import Corrupt
 from ct.objectives import Calibration
@@ -55,6 +55,8 @@ def test_its_scores_are_a_millionth_from_the_others_for_any_number_of_rows(made:
     machine, torch, graph = (Predictor.load(made, wanted=Wanted(name, folder)) for name in ("aot", "torch", "onnx"))
     assert [found.runtime for found in (machine, torch, graph)] == ["aot", "torch", "onnx"]
     assert not machine.own_code
+    known, scores = golden(made)
+    assert torch.score_features(known).tobytes() == scores.tobytes(), "0 bits in the runtime of the training"
     rows = columns(500, 9, unseen=True)
     for size in (1, 2, 3, 64, 500):
         few = {name: values[:size] for name, values in rows.items()}
@@ -88,12 +90,12 @@ def test_golden_rows_that_come_out_otherwise_refuse_the_slot(
     made: dict[str, bytes], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Golden rows are a part of what a package is named by, so this one is given for others, as a compiler's fault would make it."""
-    golden = json.loads(made[files.GOLDEN])
-    golden["score"][5] = [0.2, 0.3, 0.5]
+    kept = json.loads(made[files.GOLDEN])
+    kept["score"][5] = [0.2, 0.3, 0.5]
     right = compiled.packaged(made, folder)
     monkeypatch.setattr(compiled, "packaged", lambda *_: right)
     with pytest.raises(Corrupt, match="golden rows of v1"):
-        Predictor.load(made | {files.GOLDEN: json.dumps(golden).encode()}, wanted=Wanted("aot", folder))
+        Predictor.load(made | {files.GOLDEN: json.dumps(kept).encode()}, wanted=Wanted("aot", folder))
 
 
 def test_changed_bytes_and_other_peoples_folders_are_not_run(made: dict[str, bytes], folder: Path, tmp_path: Path) -> None:

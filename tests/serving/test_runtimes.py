@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from tiny import Project, model_files
-from trained import CLASSES, NUMBER, QUANTILES, columns, isotonic, small, version_files
+from trained import NUMBER, QUANTILES, columns, golden, isotonic, small, version_files
 
 import ct
 from ct.errors import Corrupt
@@ -32,7 +32,6 @@ from delay_model import DelayNet
 TORCH = Wanted("torch")
 CASES: dict[str, tuple[Any, Objective, Calibration]] = {
     "isotonic": (small("MLP"), BINARY, isotonic()),
-    "classes": (small("TabM"), CLASSES, Calibration(temperature=0.4, shift=(0.0, -1.0, 3.0))),
     "number": (small("RealMLP"), NUMBER, Calibration(center=1.5e6, spread=20.0)),
     "quantiles": (small("TabM", embedding="piecewise"), QUANTILES, Calibration(center=40.0, spread=1e3)),
     "stacked": (ct.Ensemble([small("MLP"), small("RealMLP")], how="stacked"), BINARY, Calibration(temperature=1.3)),
@@ -46,19 +45,12 @@ def version(name: str) -> dict[str, bytes]:
     return version_files(*CASES[name])
 
 
-def golden(made: dict[str, bytes], predictor: Predictor) -> tuple[dict[str, Any], np.ndarray]:
-    """The golden rows as columns, and their scores as training's own forward gave them."""
-    kept = json.loads(made[files.GOLDEN])
-    kinds = {name: object if name in predictor.encoder.texts else np.float64 for name in kept["features"]}
-    return {name: np.array(values, dtype=kinds[name]) for name, values in kept["features"].items()}, np.array(kept["score"])
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_torch_gives_trainings_bits_and_the_graph_a_millionth_at_most(name: str) -> None:
     made, (_, objective, calibration) = version(name), CASES[name]
     graph, eager = Predictor.load(made), Predictor.load(made, wanted=TORCH)
     assert (graph.runtime, eager.runtime, eager.instead) == ("onnx", "torch", "")
-    rows, scores = golden(made, eager)
+    rows, scores = golden(made)
     assert eager.score_features(rows).tobytes() == scores.tobytes(), "0 bits in the same runtime"
     unseen = columns(500, 9, unseen=True)
     assert calibration.gap(objective, graph.score_features(unseen), eager.score_features(unseen)) <= 1e-6

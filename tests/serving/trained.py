@@ -96,17 +96,22 @@ def version_files(
     return found | ({files.ONNX: made} if graph else {})
 
 
+def golden(made: dict[str, bytes]) -> tuple[dict[str, Any], Any]:
+    """A version's golden rows as columns, and their scores as training's own forward gave them."""
+    encoder, kept = Encoder.from_json(made[files.ENCODER]), json.loads(made[files.GOLDEN])
+    kinds = {name: object if name in encoder.texts else np.float64 for name in kept["features"]}
+    return {name: np.array(values, dtype=kinds[name]) for name, values in kept["features"].items()}, np.array(kept["score"])
+
+
 def without_graph(made: dict[str, bytes], model: Any) -> dict[str, bytes]:
     """The binary version with these files, of another module that has no graph."""
-    encoder, golden = Encoder.from_json(made[files.ENCODER]), json.loads(made[files.GOLDEN])
-    kinds = {name: object if name in encoder.texts else np.float64 for name in golden["features"]}
-    few = {name: np.array(values, dtype=kinds[name]) for name, values in golden["features"].items()}
+    encoder, (few, _) = Encoder.from_json(made[files.ENCODER]), golden(made)
     weights = {name: value.numpy() for name, value in construct(model, encoder.shape).state_dict().items()}
     given = (model, BINARY, PLAIN, weights, encoder.shape, encoder.numeric(few), encoder.category(few))
     _, scores, _ = export._scored(*given)
     spec = json.loads(made[files.SPEC]) | {"model": recipe(model), "graph": "the module branches on a value"}
     changed = {files.WEIGHTS: save(weights), files.SPEC: json.dumps(spec).encode(), files.CODE: code_of(model).to_bytes()}
-    changed[files.GOLDEN] = json.dumps({**golden, "score": scores.tolist()}).encode()
+    changed[files.GOLDEN] = json.dumps({**json.loads(made[files.GOLDEN]), "score": scores.tolist()}).encode()
     return {name: data for name, data in (made | changed).items() if name != files.ONNX}
 
 
