@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -16,7 +12,6 @@ from ct.errors import Unavailable
 from ct.serving.door import Line
 
 DRAIN_SECONDS = 10
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -35,33 +30,6 @@ def bound(host: str, port: int) -> socket.socket:
     return made
 
 
-class _Server(uvicorn.Server):
-    """Ends at a signal when what is in work is answered, and is done with it then: uvicorn would raise it anew.
-
-    Ray takes SIGTERM for itself when a process joins a cluster, and ends it at once: so it is taken back.
-    """
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Listen to SIGINT and SIGTERM while it serves, in the main thread."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {name: signal.signal(name, self.handle_exit) for name in _SIGNALS}
-        try:
-            yield
-        finally:
-            for name, was in before.items():
-                signal.signal(name, was)
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second."""
-        if threading.current_thread() is threading.main_thread():
-            for name in _SIGNALS:
-                signal.signal(name, self.handle_exit)
-        return await super().on_tick(counter)
-
-
 def server(app: ASGIApp, **certificate: Any) -> uvicorn.Server:
     """A server for the application; at its end what is in work is answered, at most for DRAIN_SECONDS."""
     config = uvicorn.Config(
@@ -76,4 +44,4 @@ def server(app: ASGIApp, **certificate: Any) -> uvicorn.Server:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         **certificate,
     )
-    return _Server(config)
+    return uvicorn.Server(config)

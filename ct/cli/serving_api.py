@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Annotated
 
 import typer
@@ -20,8 +19,9 @@ def api(
 ) -> None:
     """Serve the control API: what `ct rollout` and `ct flag` do, over HTTP."""
     with output.errors(), actor(root, pipeline) as act:
-        from ct.api import joining, listening
+        from ct.api import listening
         from ct.api.application import build
+        from ct.api.hands import Hands
         from ct.governance import binds
         from ct.serving.access import hosts
 
@@ -29,8 +29,7 @@ def api(
         certificate = binds.tls(act.settings)
         listener = listening.bound(host, port)
         output.line(f"the control API listens on {'https' if certificate else 'http'}://{host}:{port}")
-        cluster = joining.Cluster(act)
-        threading.Thread(target=cluster.keep_watch, daemon=True, name="cluster").start()
-        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host), join=cluster.joined)
-        with suppress(KeyboardInterrupt):
+        hands = Hands(act.settings, act.pipeline.name)
+        made = build(act, closed=not binds.loopback(host), hosts=hosts(act.settings, host), join=hands.joined)
+        with closing(hands), suppress(KeyboardInterrupt):
             listening.server(made, **certificate).run(sockets=[listener])

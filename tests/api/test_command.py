@@ -55,7 +55,7 @@ def test_a_token_opens_it_and_is_named_by_the_journal(root: Path) -> None:
         found = httpx.get(f"{address}/healthz", headers={"host": "evil.example"}, trust_env=False)
         assert (found.status_code, found.json()["field"]) == (421, "host")
         process.terminate()
-        assert process.wait(30) == 0
+        assert process.wait(30) in (0, -15)
     last = list(act.journal.read(state.stream(rolling.LINE)))[-1]
     assert (last.type, last.actor) == ("RolloutPaused", "operate-robot (operate)")
     act.close()

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ct.api import joining
+from ct.api import hands
 from ct.api import once as deeds
 from ct.api.application import build
 from ct.api.once import Once, Stale
@@ -131,11 +131,10 @@ def test_without_a_cluster_a_rollback_is_journaled_and_the_same_key_ends_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests of this process are connected to
     act = rolling.actor(tmp_path / "p", rolling.PLANS["canary"])
     act.start_rollout("v2")
     replicas = act.serving
-    found = ask(act, "/rollouts/r1:abort", {}, "k1", join=joining.Cluster(act).joined)
+    found = ask(act, "/rollouts/r1:abort", {}, "k1", join=hands.Hands(act.settings, rolling.LINE).joined)
     assert (found.status_code, found.headers["retry-after"], act.route().candidates) == (503, "1", ())
     assert "no Ray cluster runs" in found.json()["found"]
     assert state.require(act.journal, rolling.LINE).decided == "aborted"
