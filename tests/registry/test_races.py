@@ -8,9 +8,8 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -93,10 +92,11 @@ def test_a_version_whose_files_cannot_be_read_back_is_not_registered(tmp_path: P
 
 
 class _Wire:
-    """Stands between a client and PostgreSQL; armed, it lets the next COMMIT through and breaks the connection before the reply."""
+    """Stands between a client and PostgreSQL; armed, it lets the next COMMIT through and breaks the connection when the reply comes."""
 
     def __init__(self, port: int) -> None:
         self.target, self.armed, self.lost = port, False, 0
+        self.silent: set[socket.socket] = set()
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
@@ -115,18 +115,23 @@ class _Wire:
         while data := self._read(here):
             if self.armed and b"COMMIT" in data:
                 self.armed, self.lost = False, self.lost + 1
-                here.shutdown(socket.SHUT_RDWR)  # what comes back now reaches nobody
+                self.silent.add(here)
             there.sendall(data)
-        time.sleep(0.2)  # what was sent is done before the server sees that nobody listens
-        there.close()
+        self._end(here, there)
 
     def _down(self, here: socket.socket, there: socket.socket) -> None:
-        while data := self._read(there):
+        while (data := self._read(there)) and here not in self.silent:  # it is done, and what says so reaches nobody
             try:
                 here.sendall(data)
             except OSError:
-                return
-        here.close()
+                break
+        self._end(here, there)
+
+    def _end(self, *ends: socket.socket) -> None:
+        for end in ends:
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # to close it is not enough while the other thread reads from it
+            end.close()
 
     def _read(self, end: socket.socket) -> bytes:
         try:
