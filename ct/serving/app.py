@@ -17,7 +17,7 @@ from ct import settings
 from ct.errors import Unavailable
 from ct.governance import binds
 from ct.registry.routes import Route
-from ct.serving import paths, straight
+from ct.serving import paths
 from ct.serving.access import Access, Gate, hosts
 from ct.serving.door import Door
 from ct.serving.endpoint import Endpoint
@@ -82,6 +82,7 @@ class EndpointReplica(Inference):
         self._replica.siblings = Siblings(known.app_name, known.deployment, known.replica_tag)
         self._polling: tuple[asyncio.Task[None], ...] = ()
         self._door: Door | None = None
+        self.straight: App | None = None  # see straight.py
         # What is there now stays: 300,000 objects of Ray, numpy and the models. A full collection over them stops every request for 0.13 s.
         gc.collect()
         gc.freeze()
@@ -96,7 +97,7 @@ class EndpointReplica(Inference):
             self._door = Door(
                 limits, self._replica.settings, ready=self._ready, fault=telemetry.fault, refused=telemetry.limited
             )
-        straight.hold(limits)
+        self.straight = limits
         return limits
 
     async def stage(self, version: str, manifest: str, app: str = "") -> str:

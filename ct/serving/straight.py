@@ -6,34 +6,50 @@ everything works by the longer way.
 
 from __future__ import annotations
 
-from starlette.middleware import Middleware
+from typing import TYPE_CHECKING, cast
 
 from ct.serving.replies import App, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from starlette.middleware import Middleware
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 PATH = "ct.serving.straight:middlewares"
 _SERVES_OWN = "/-/"
 """Serve's health check and its list of routes."""
-_held: list[App] = []
-
-
-def hold(app: App) -> None:
-    """The endpoint's application in this process, from now on."""
-    _held[:] = [app]
 
 
 def middlewares() -> list[Middleware]:
     """What Serve puts before its wrapper, in every process that has an HTTP server of Serve's."""
+    from starlette.middleware import Middleware
+
     return [Middleware(Straight)]
 
 
 class Straight:
-    """The ASGI layer: a request for the endpoint held in this process goes there, any other one to `app`, Serve's wrapper."""
+    """The ASGI layer: in a replica whose object has an application `straight`, requests go there; all others to `app`, Serve's wrapper."""
 
     def __init__(self, app: App) -> None:
         self._app = app
+        self._held: App | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        to = _held[0] if _held and scope["type"] == "http" and not scope["path"].startswith(_SERVES_OWN) else self._app
-        await to(scope, receive, send)
+        if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
+            await self._app(scope, receive, send)
+            return
+        if self._held is None:  # the server listens a moment before Serve tells of the object
+            self._held = held()
+        await (self._held or self._app)(scope, receive, send)
+
+
+def held() -> App | None:
+    """The application of this process's replica, if there is one."""
+    from ray import serve
+    from ray.serve.exceptions import RayServeException
+
+    try:
+        replica = serve.get_replica_context().servable_object
+    except RayServeException:  # a proxy of Serve's
+        return None
+    return cast("App | None", getattr(replica, "straight", None))

@@ -22,14 +22,15 @@ def answering(name: str, heard: list[str]) -> Any:
 
 def test_the_endpoints_requests_go_straight_and_serves_own_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
-    monkeypatch.setattr(straight, "_held", [])
+    held: list[Any] = []
+    monkeypatch.setattr(straight, "held", lambda: held[0] if held else None)
     wrapped = Straight(answering("serve", heard))
 
     def ask(path: str, kind: str = "http") -> None:
         asyncio.run(wrapped({"type": kind, "path": path}, None, None))  # type: ignore[arg-type]
 
     ask("/predict")
-    straight.hold(answering("endpoint", heard))
+    held.append(answering("endpoint", heard))
     for path in ("/predict", "/-/healthz", "/-/routes", "/metrics"):
         ask(path)
     ask("/predict", "websocket")
@@ -41,6 +42,10 @@ def test_the_endpoints_requests_go_straight_and_serves_own_do_not(monkeypatch: p
         "endpoint http /metrics",
         "serve websocket /predict",
     ]
+
+
+def test_where_no_replica_is_nothing_is_held() -> None:
+    assert straight.held() is None
 
 
 def test_serve_takes_what_the_variable_names() -> None:
