@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import pty
@@ -32,7 +33,7 @@ class Seen:
 
     def __init__(self, root: Path, *, terminal: bool) -> None:
         line = [sys.executable, "-m", "ct.cli", "rollout", "watch", "--every", "0.1", "--root", str(root)]
-        self.text = ""
+        self.text, self._past = "", 0
         reading, writing = pty.openpty() if terminal else os.pipe()
         self.process = subprocess.Popen(line, stdout=writing, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         os.close(writing)
@@ -41,6 +42,7 @@ class Seen:
         self._thread.start()
 
     def _read(self) -> None:
+        decoder = codecs.getincrementaldecoder("utf-8")()  # a terminal's piece may end within a character
         while True:
             try:
                 more = os.read(self._reading, 65_536)
@@ -48,15 +50,15 @@ class Seen:
                 return
             if not more:
                 return
-            self.text += more.decode()
+            self.text += decoder.decode(more)
 
     def until(self, *parts: str) -> None:
         """Wait until all of it is there, after what was waited for before."""
         until = time.monotonic() + WAIT_SECONDS
-        while not all(part in self.text for part in parts):
+        while not all(part in self.text[self._past :] for part in parts):
             assert time.monotonic() < until, f"waited for {parts}, found:\n{self.text[-3000:]}"
             time.sleep(0.02)
-        self.text = ""
+        self._past += max(self.text[self._past :].index(part) + len(part) for part in parts)
 
     def ended(self) -> int:
         """Its exit code."""
