@@ -63,7 +63,7 @@ def main() -> None:
     """Measure and print; the last line is the result as JSON."""
     quick = "--quick" in sys.argv
     with tempfile.TemporaryDirectory(prefix="ctb", dir="/tmp", ignore_cleanup_errors=True) as folder, ExitStack() as running:
-        bench = Bench(Path(folder), running, seconds=1.0 if quick else 6.0, rounds=1 if quick else 5, quick=quick)
+        bench = Bench(Path(folder), running, seconds=1.0 if quick else 4.0, rounds=1 if quick else 5, quick=quick)
         print(json.dumps(bench.measure()))
 
 
