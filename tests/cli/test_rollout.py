@@ -35,7 +35,14 @@ class Seen:
         line = [sys.executable, "-m", "ct.cli", "rollout", "watch", "--every", "0.1", "--root", str(root)]
         self.text, self._past = "", 0
         reading, writing = pty.openpty() if terminal else os.pipe()
-        self.process = subprocess.Popen(line, stdout=writing, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+        # Tests that run in the background of a shell are started deaf to Ctrl-C, and so would their children be.
+        self.process = subprocess.Popen(
+            line,
+            stdout=writing,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
         os.close(writing)
         self._reading = reading
         self._thread = threading.Thread(target=self._read, daemon=True)

@@ -305,6 +305,9 @@ def test_a_rollout_is_judged_by_what_is_wrong_for_its_label(shop: Shop) -> None:
     act.pause()
     assert act.judge() == "", "no circuit is open, no process down"
     act.abort()
+    until = time.monotonic() + 60  # Serve takes its processes down beside what goes on
+    while act.serving.arm_state(arm) != (0, f"{arm.app} does not run") and time.monotonic() < until:
+        time.sleep(0.5)
     assert act.serving.arm_state(arm) == (0, f"{arm.app} does not run")
     assert state.history(act.journal, name)[-1].closed
 
