@@ -1,6 +1,6 @@
 """The durable inbox of the prediction log: what a replica appends, framed and checked, in segments that the committer moves on.
 
-An append returns only after fsync, so an acknowledged row survives the death of its process and of its machine.
+What `submit` and `keep` have acknowledged survives the death of the process and of the machine; `soon` gives the fsync a few milliseconds.
 """
 
 from __future__ import annotations

@@ -197,6 +197,25 @@ def kill_at(step: int) -> None:
     around(Replicas, "_write")
 
 
+def last(act: Actor) -> state.Rollout:
+    """The newest rollout, also one that has ended."""
+    return state.history(act.journal, LINE)[-1]
+
+
+def turn(act: Actor, seconds: float = 1.0) -> str:
+    """Let time pass, then look once."""
+    assert isinstance(act.clock, TurnableClock)
+    act.clock.turn(timedelta(seconds=seconds))
+    return act.judge()
+
+
+def replicas(act: Actor) -> Replicas:
+    """The replicas that it speaks to."""
+    found = act.serving
+    assert isinstance(found, Replicas)
+    return found
+
+
 def forked(work: Callable[[], None]) -> int:
     """Do it in a process of its own. Its exit code, negative for a signal."""
     child = os.fork()

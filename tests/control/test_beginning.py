@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import ct
-from ct.clock import TurnableClock
 from ct.control import rollouts
 from ct.control.act import Actor
 from ct.control.decide import Judge, decide
@@ -19,25 +17,10 @@ from ct.errors import Conflict, Forbidden
 from ct.registry import publishing, versions
 from ct.rollout import frozen, state
 from tests.control import rolling
+from tests.control.rolling import last, replicas, turn
 from tests.registry.made import made
 
 PLAN = ct.Canary(25, ct.Step(50, pause="manual"), 100, min_requests=5, guards=[ct.error_rate(max=0.2)])
-
-
-def last(act: Actor) -> state.Rollout:
-    return state.history(act.journal, rolling.LINE)[-1]
-
-
-def turn(act: Actor, seconds: float) -> str:
-    assert isinstance(act.clock, TurnableClock)
-    act.clock.turn(timedelta(seconds=seconds))
-    return act.judge()
-
-
-def replicas(act: Actor) -> rolling.Replicas:
-    found = act.serving
-    assert isinstance(found, rolling.Replicas)
-    return found
 
 
 # -- a version that cannot be made ready

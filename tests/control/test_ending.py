@@ -18,26 +18,11 @@ from ct.rollout import state
 from ct.serving.router import assign
 from ct.store.journal import New
 from tests.control import rolling
+from tests.control.rolling import last, replicas, turn
 
 PLAN = ct.Canary(25, ct.Step(50, pause="manual"), 100, min_requests=5, guards=[ct.error_rate(max=0.2)], deadline="1h")
 SPLIT = ct.AB(30, 30, guards=[ct.error_rate(max=0.2)])
 UNITS = [f"u{at}" for at in range(500)]
-
-
-def last(act: Actor) -> state.Rollout:
-    return state.history(act.journal, rolling.LINE)[-1]
-
-
-def turn(act: Actor, seconds: float = 1.0) -> str:
-    assert isinstance(act.clock, TurnableClock)
-    act.clock.turn(timedelta(seconds=seconds))
-    return act.judge()
-
-
-def replicas(act: Actor) -> rolling.Replicas:
-    found = act.serving
-    assert isinstance(found, rolling.Replicas)
-    return found
 
 
 def alerts(act: Actor, tier: str) -> list[str]:
