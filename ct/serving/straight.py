@@ -31,25 +31,29 @@ class Straight:
 
     def __init__(self, app: App) -> None:
         self._app = app
-        self._held: App | None = None
+        self._chosen: App | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
         if scope["type"] != "http" or scope["path"].startswith(_SERVES_OWN):
             await self._app(scope, receive, send)
             return
-        if self._held is None:  # the server listens a moment before Serve tells of the object
-            self._held = held()
-        await (self._held or self._app)(scope, receive, send)
+        await (self._chosen or self._choose())(scope, receive, send)
+
+    def _choose(self) -> App:
+        replica = running()
+        if replica is None:  # the server listens a moment before Serve tells of the object
+            return self._app
+        self._chosen = cast("App | None", getattr(replica, "straight", None)) or self._app
+        return self._chosen
 
 
-def held() -> App | None:
-    """The application of this process's replica, if there is one."""
+def running() -> object | None:
+    """The object that this process's replica runs; None where there is none, or none yet."""
     from ray import serve
     from ray.serve.exceptions import RayServeException
 
     try:
-        replica = serve.get_replica_context().servable_object
+        return cast("object | None", serve.get_replica_context().servable_object)
     except RayServeException:  # a proxy of Serve's
         return None
-    return cast("App | None", getattr(replica, "straight", None))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ def answering(name: str, heard: list[str]) -> Any:
 def test_the_endpoints_requests_go_straight_and_serves_own_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     heard: list[str] = []
     held: list[Any] = []
-    monkeypatch.setattr(straight, "held", lambda: held[0] if held else None)
+    monkeypatch.setattr(straight, "running", lambda: SimpleNamespace(straight=held[0]) if held else None)
     wrapped = Straight(answering("serve", heard))
 
     def ask(path: str, kind: str = "http") -> None:
@@ -44,8 +45,17 @@ def test_the_endpoints_requests_go_straight_and_serves_own_do_not(monkeypatch: p
     ]
 
 
+def test_another_applications_requests_go_on_to_serve(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+    monkeypatch.setattr(straight, "running", object)
+    wrapped = Straight(answering("serve", heard))
+    for _ in range(2):
+        asyncio.run(wrapped({"type": "http", "path": "/bare"}, None, None))  # type: ignore[arg-type]
+    assert heard == ["serve http /bare"] * 2
+
+
 def test_where_no_replica_is_nothing_is_held() -> None:
-    assert straight.held() is None
+    assert straight.running() is None
 
 
 def test_serve_takes_what_the_variable_names() -> None:
